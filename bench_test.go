@@ -1,0 +1,82 @@
+package pushlet
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+)
+
+// nullTransport takes everything at once.
+type nullTransport struct{}
+
+func (t *nullTransport) tryWrite(_ *socketWriter, b []byte) (int, error) { return len(b), nil }
+func (t *nullTransport) write([]byte) error                              { return nil }
+func (t *nullTransport) endWrite()                                       {}
+func (t *nullTransport) close()                                          {}
+
+func startForBench(b *testing.B, options ...Option) *Pushlet {
+	b.Helper()
+	p := New(options...)
+	p.cfg.verify, p.broker.verify = false, false
+	if err := p.Start(); err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { p.Stop() })
+	return p
+}
+
+// attachForBench adds a client of topic that has no connection.
+func attachForBench(b *testing.B, p *Pushlet, form form, topic string) {
+	b.Helper()
+	c := newClient(newClientID(), form, &nullTransport{}, p.env, time.Now())
+	p.broker.send(&attach{client: c, topics: []string{topic}})
+	b.Cleanup(func() { p.broker.send(&detach{c, time.Now()}) })
+}
+
+// BenchmarkPublishNobody is a publish to a topic that nobody follows: 2 allocations
+// are the message, with history's copy of it, and the broker's place for it.
+func BenchmarkPublishNobody(b *testing.B) {
+	data := strings.Repeat("x", 100)
+	for _, publishers := range []int{1, 8} {
+		b.Run(fmt.Sprintf("publishers=%d", publishers), func(b *testing.B) {
+			p := startForBench(b)
+			b.ReportAllocs()
+			b.SetParallelism(publishers)
+			if publishers == 1 {
+				for b.Loop() {
+					_ = p.Publish("nobody", "message", data)
+				}
+				return
+			}
+			b.RunParallel(func(pb *testing.PB) {
+				for pb.Next() {
+					_ = p.Publish("nobody", "message", data)
+				}
+			})
+		})
+	}
+}
+
+// BenchmarkFanOut is what a delivery costs without the socket.
+func BenchmarkFanOut(b *testing.B) {
+	data := strings.Repeat("x", 100)
+	for _, form := range []form{formSSE, formBinary} {
+		for _, clients := range []int{1, 1000} {
+			b.Run(fmt.Sprintf("form=%d/clients=%d", form, clients), func(b *testing.B) {
+				p := startForBench(b)
+				for range clients {
+					attachForBench(b, p, form, "topic")
+				}
+				before := p.Stats().Delivered
+				b.ReportAllocs()
+				for b.Loop() {
+					_ = p.Publish("topic", "message", data)
+				}
+				for p.Stats().Delivered-before < uint64(b.N*clients) {
+				}
+				b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*clients), "ns/delivery")
+			})
+		}
+	}
+}

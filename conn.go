@@ -1,0 +1,198 @@
+package pushlet
+
+import (
+	"crypto/rand"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	mathrand "math/rand/v2"
+	"net"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/gorilla/websocket"
+)
+
+// What both adapters share: who may connect, to what, and how a connection ends.
+
+// Events that the library sends itself.
+const (
+	eventConnected    = reservedPrefix + "connected"
+	eventSubscribed   = reservedPrefix + "subscribed"
+	eventUnsubscribed = reservedPrefix + "unsubscribed"
+	eventGap          = reservedPrefix + "gap"
+	eventError        = reservedPrefix + "error"
+	eventPong         = reservedPrefix + "pong"
+)
+
+// topicsOf returns the topics of a request's URL, each once, and its other parameters.
+// Empty ones and "/" count as none.
+func (p *Pushlet) topicsOf(r *http.Request) (topics []string, query url.Values, err error) {
+	query, err = url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		return nil, nil, fmt.Errorf("pushlet: query: %w", err)
+	}
+	for _, topic := range query["topic"] {
+		if topic == "" || topic == "/" || slices.Contains(topics, topic) {
+			continue
+		}
+		if err := checkTopic(topic); err != nil {
+			return nil, nil, err
+		}
+		if len(topics) == p.cfg.maxTopics {
+			return nil, nil, fmt.Errorf("pushlet: more than %d topics", p.cfg.maxTopics)
+		}
+		topics = append(topics, topic)
+	}
+	return topics, query, nil
+}
+
+// authorize asks the application for each topic.
+func (p *Pushlet) authorize(r *http.Request, topics []string) error {
+	if p.cfg.authorize == nil {
+		return nil
+	}
+	for _, topic := range topics {
+		if err := p.cfg.authorize(r, topic); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// refuse answers a request that cannot be served, and counts it.
+func (p *Pushlet) refuse(w http.ResponseWriter, status int, why string) {
+	p.counters.refused.Add(1)
+	http.Error(w, why, status)
+}
+
+// originAllowed reports whether a page of the request's origin may open a WebSocket.
+func (c *config) originAllowed(r *http.Request) bool {
+	origin := r.Header.Get("Origin")
+	if origin == "" {
+		return true // not a browser
+	}
+	if u, err := url.Parse(origin); err == nil && strings.EqualFold(u.Host, r.Host) {
+		return true
+	}
+	return c.listsOrigin(origin) || slices.Contains(c.origins, "*")
+}
+
+func (c *config) listsOrigin(origin string) bool {
+	return slices.ContainsFunc(c.origins, func(o string) bool { return strings.EqualFold(o, origin) })
+}
+
+// allowOrigin sets the CORS headers (WHATWG Fetch) for an origin that is allowed.
+func (c *config) allowOrigin(w http.ResponseWriter, r *http.Request) {
+	if len(c.origins) == 0 {
+		return
+	}
+	h := w.Header()
+	h.Add("Vary", "Origin")
+	switch origin := r.Header.Get("Origin"); {
+	case origin == "":
+	case c.listsOrigin(origin):
+		h.Set("Access-Control-Allow-Origin", origin)
+		h.Set("Access-Control-Allow-Credentials", "true")
+	case slices.Contains(c.origins, "*"):
+		h.Set("Access-Control-Allow-Origin", "*")
+	}
+}
+
+// newClientID returns 128 random bits or more, from crypto/rand.
+func newClientID() string { return rand.Text() }
+
+// greet tells the application of a client before it gets anything.
+func (p *Pushlet) greet(info Client) {
+	p.counters.connected.Add(1)
+	if p.cfg.hooks.OnConnect != nil {
+		p.cfg.hooks.OnConnect(info)
+	}
+}
+
+// leave ends what an adapter began with admit, once the connection is closed.
+func (p *Pushlet) leave(c *client, info Client) {
+	p.broker.send(&detach{c, time.Now()}) // the broker runs until all have left
+	why := c.endReason()
+	if why == ReasonWriteTimeout {
+		p.counters.timeouts.Add(1)
+	}
+	switch why {
+	case ReasonSlow, ReasonWriteTimeout, ReasonHeartbeat, ReasonProtocol:
+		p.log.WithField("client", info.ID).WithField("remote", info.Remote).
+			Println(info.Protocol, "connection ended:", string(why))
+	}
+	if p.cfg.hooks.OnDisconnect != nil {
+		p.cfg.hooks.OnDisconnect(info, why)
+	}
+	p.dismiss()
+}
+
+// swallow reads and drops what a peer sends that has nothing to say any more, until the
+// connection ends.
+func swallow(conn net.Conn, buf []byte) error {
+	for {
+		if _, err := conn.Read(buf); err != nil {
+			return err
+		}
+	}
+}
+
+// readReason says what a failed read means.
+func readReason(err error) Reason {
+	if errors.Is(err, syscall.ETIMEDOUT) {
+		return ReasonHeartbeat // nothing was acknowledged, see setUserTimeout
+	}
+	return ReasonClientClosed
+}
+
+// spreadRetry is when a client that we send away should come back.
+func spreadRetry(retry time.Duration) time.Duration {
+	return retry + mathrand.N(2*retry) //nolint:gosec // nobody gains by guessing it
+}
+
+// farewell is the last thing a client gets when we end its connection.
+func farewell(m form, why Reason, retry time.Duration) []byte {
+	if m == formSSE {
+		return append(appendRetry(nil, spreadRetry(retry)), '\n')
+	}
+	code := websocket.CloseGoingAway
+	switch why {
+	case ReasonSlow:
+		code = websocket.CloseTryAgainLater
+	case ReasonMaxAge, ReasonIdle:
+		code = websocket.CloseNormalClosure
+	}
+	return wsCloseFrame(code, string(why))
+}
+
+// appendRetry appends the line that tells an EventSource how long to wait before it
+// connects again.
+func appendRetry(b []byte, d time.Duration) []byte {
+	b = append(b, "retry: "...)
+	b = strconv.AppendInt(b, max(1, d.Milliseconds()), 10)
+	return append(b, '\n')
+}
+
+// wsCloseFrame builds a close frame (RFC 6455, section 5.5.1).
+func wsCloseFrame(code int, why string) []byte {
+	why = cutUTF8(why, 123) // control frames have at most 125 bytes
+	b := appendWSHeader(nil, wsFin|wsClose, 2+len(why))
+	b = binary.BigEndian.AppendUint16(b, uint16(code))
+	return append(b, why...)
+}
+
+// sseGap builds the gap event for an SSE client.
+func sseGap(idLine []byte, topics []string, why Reason) []byte {
+	data, _ := json.Marshal(struct { // strings cannot fail
+		Topics []string `json:"topics"`
+		Reason Reason   `json:"reason"`
+	}{topics, why})
+	return fmt.Appendf(nil, "%sevent: %s\ndata: %s\n\n", idLine, eventGap, data)
+}

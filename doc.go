@@ -1,0 +1,119 @@
+// Package pushlet pushes messages from a Go server to browsers, over Server-Sent Events
+// and WebSocket, on net/http. Clients need no library: a plain EventSource or WebSocket
+// does.
+//
+//	p := pushlet.New()
+//	p.Start()
+//	defer p.Stop()
+//	http.HandleFunc("/events", p.HandleSSE)   // new EventSource("/events?topic=news")
+//	http.HandleFunc("/ws", p.HandleWebSocket) // {"action":"subscribe","topic":"news"}
+//	p.Publish("news", "message", "hello")     // reaches both
+//
+// This page is the contract. Tests check what it says.
+//
+// # Topics, events, data
+//
+// A message has a topic, an event name and data. A topic is UTF-8, 1 to 255 bytes without
+// control characters; paths such as users/123/notifications are a convention. An event
+// name has no CR, LF or NUL and at most 255 bytes; the empty one is "message". Data is
+// text, up to [WithMaxMessageSize]; bytes that are not UTF-8 become U+FFFD. The topic "*"
+// and event names that begin with "pushlet." are reserved.
+//
+// [Pushlet.PublishToAll] appends to one broadcast log, "*", which every client follows
+// that follows at least one topic; a client gets a broadcast once.
+//
+// # Order
+//
+// Messages of one process have one order, that in which the broker took them; a Publish
+// that has returned is before one that begins afterwards. A client gets the messages of
+// each topic, and broadcasts, in that order. What it gets of several topics is in that
+// order too, except that a WebSocket client that resumes one topic while it follows
+// others gets what it missed in between the others' new messages.
+//
+// # Nothing is lost silently
+//
+// Every message has an ID, and is linked to the one before it in its topic. An SSE client
+// gets, as "id:" of every event, a cursor: for each of its topics and the broadcast log,
+// the last ID it has been given. A browser sends it back by itself when it reconnects,
+// as Last-Event-ID; others may use ?lastEventId=. A WebSocket client finds the message's
+// own ID in "id" and sends it back as "since". Then it gets what it missed first, exactly
+// once and in order, and goes on live with nothing between lost or repeated.
+//
+// What it missed must still be in history: by default 1,000 messages, 1 MiB and 5 minutes
+// a topic ([WithHistory], [WithTopicHistory]). If not all of it is, the client is told
+// in-band with a pushlet.gap event before it gets what there is, so that the application
+// can refetch its state. The reasons are:
+//
+//	trimmed         pushed out of history by newer messages, or history is off
+//	expired         left history by age
+//	restarted       the position is from before this process started
+//	unknown_cursor  the position cannot be read, or was never given out
+//
+// A client that never had a position starts with what is published after it came. So does
+// an SSE client with a topic that it did not follow when it got its cursor.
+//
+// # Slow clients
+//
+// Publish never waits for a client. What a client does not read yet waits in its queue
+// ([WithQueue]); several messages leave in one write. When the queue is full the client
+// is no longer fed by publishes: once it has read what is queued it is fed from history
+// until it has caught up. If history does not reach back to where it is, the policy
+// decides ([WithSlowPolicy]): tell it of the gap and go on (Skip, the default),
+// end the connection (Disconnect), or tell it and send only the newest message of each
+// event until it has caught up (KeepLatest). A connection whose peer takes nothing for
+// [WithWriteTimeout] is closed; if it comes back it resumes.
+//
+// # The wire, SSE
+//
+// The stream begins with pushlet.connected, whose data is
+// {"client":"…","topics":["a"],"resumed":false}; resumed is true if a cursor was given and
+// nothing is missing. The data of pushlet.gap is {"topics":["a"],"reason":"trimmed"}, with
+// "*" for the broadcast log. Heartbeats are comment lines. In data LF, CR and CRLF all
+// arrive as LF, everything else as it was published. A status other than 200 makes a
+// browser's EventSource give up for good, so where it should come back it gets an empty
+// stream with a random "retry:".
+//
+// # The wire, WebSocket
+//
+// One JSON object a frame: commands in text or binary frames, messages in binary frames,
+// or in text frames if the client asks for the subprotocol pushlet.text.
+//
+//	→ {"action":"subscribe","topic":"a"}      or "topics":["a","b"]; "since":"<id>" resumes
+//	→ {"action":"unsubscribe","topic":"a"}    or "topics"
+//	→ {"action":"ping"}
+//	← {"topic":"a","event":"message","data":"hello","timestamp":"2024-01-01T12:00:00.000Z","id":"1704110400000-0"}
+//	← {"topic":"a","event":"pushlet.subscribed","data":"",…,"id":"<position to resume from>"}
+//	← {"topic":"a","event":"pushlet.unsubscribed",…}
+//	← {"topic":"a","event":"pushlet.gap","data":"trimmed",…,"id":"<position behind the gap>"}
+//	← {"event":"pushlet.error","data":"<why>",…}
+//	← {"event":"pushlet.pong",…}
+//
+// Every frame has event, data (a string) and timestamp (RFC 3339, UTC). To resume the
+// broadcast log as well, subscribe to "*" with the "id" of the last broadcast before
+// subscribing to topics. ?topic= subscribes at once, with &since= from a position.
+//
+// The connection is closed with 1000 (maximum age, idle, or as the client asks), 1001
+// (shutdown), 1002 (protocol error), 1007 (text that is not UTF-8, corrupt compression),
+// 1008 (too many commands), 1009 (command too large), 1013 (slow consumer).
+// Commands that make no sense are answered with pushlet.error.
+//
+// # Life
+//
+// [Pushlet.Start], [Pushlet.Stop], [Pushlet.Shutdown], [Pushlet.Publish] and the handlers
+// may be called in any order, concurrently, and more than once: what cannot be done now
+// gives [ErrNotStarted] or [ErrClosed]. Shutdown delivers what is queued and waits for every
+// goroutine. http.Server's Shutdown neither ends nor waits for connections that were taken
+// over, and waits for ever for streams that were not, so call Pushlet's first.
+//
+// A peer that vanishes without a word is noticed within about two heartbeats
+// ([Pushlet.SetHeartbeatInterval]): over WebSocket by an unanswered ping; over SSE, on
+// Linux, by what the peer's TCP does not acknowledge, elsewhere by the write timeout or
+// TCP's own.
+//
+// # Security
+//
+// By default a page of another origin can neither open a WebSocket nor read an event stream
+// ([WithAllowedOrigins]). Everybody may follow every topic unless [WithAuthorize] says
+// otherwise. What one client can use is limited: see WithMaxTopics, WithMaxClients,
+// WithMaxCommandSize and WithCommandRate. Client IDs are random. Message contents are not logged.
+package pushlet

@@ -1,0 +1,54 @@
+package pushlet
+
+import "errors"
+
+// Errors a caller may want to tell apart with [errors.Is].
+var (
+	// ErrNotStarted is returned by methods that need a running Pushlet, before Start.
+	ErrNotStarted = errors.New("pushlet: not started")
+
+	// ErrClosed is returned by every method after Stop or Shutdown has begun.
+	ErrClosed = errors.New("pushlet: closed")
+
+	// ErrInvalidTopic is wrapped by errors about a topic that is empty, longer than
+	// 255 bytes, not UTF-8, or holds a control character.
+	ErrInvalidTopic = errors.New("pushlet: invalid topic")
+
+	// ErrInvalidEvent is wrapped by errors about an event name that holds CR, LF or
+	// NUL, or is longer than 255 bytes.
+	ErrInvalidEvent = errors.New("pushlet: invalid event name")
+
+	// ErrReserved is wrapped by errors about a name that belongs to the library: the
+	// topic "*" and event names that begin with "pushlet.".
+	ErrReserved = errors.New("pushlet: reserved name")
+
+	// ErrTooLarge is wrapped by errors about data over the limit of WithMaxMessageSize.
+	ErrTooLarge = errors.New("pushlet: message too large")
+
+	// ErrUnsupported is wrapped by errors about something this version cannot do.
+	ErrUnsupported = errors.New("pushlet: not supported")
+)
+
+// A Reason says why a connection ended or a client was told of a gap.
+type Reason string
+
+// Why a connection ended.
+const (
+	ReasonClientClosed Reason = "client closed"      // the peer closed the connection
+	ReasonConnection   Reason = "connection error"   // reading or writing failed
+	ReasonWriteTimeout Reason = "write timeout"      // the socket took nothing for WithWriteTimeout
+	ReasonHeartbeat    Reason = "heartbeat missed"   // a WebSocket ping went unanswered
+	ReasonSlow         Reason = "slow consumer"      // fell out of history under policy Disconnect
+	ReasonProtocol     Reason = "protocol violation" // broke the protocol or a limit of it
+	ReasonMaxAge       Reason = "maximum age"        // WithMaxConnectionAge
+	ReasonIdle         Reason = "idle"               // WithIdleTimeout
+	ReasonShutdown     Reason = "shutdown"           // Stop or Shutdown
+)
+
+// Why a client was told that messages are missing. The names are those of the wire.
+const (
+	gapTrimmed       Reason = "trimmed"        // pushed out of history by number or bytes
+	gapExpired       Reason = "expired"        // left history by age
+	gapRestarted     Reason = "restarted"      // the cursor is from before this process started
+	gapUnknownCursor Reason = "unknown_cursor" // the cursor cannot be read or was never given out
+)

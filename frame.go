@@ -1,0 +1,317 @@
+package pushlet
+
+import (
+	"bytes"
+	"compress/flate"
+	"encoding/binary"
+	"strings"
+	"sync"
+	"time"
+	"unicode/utf8"
+)
+
+// A form is one of the ways a message looks on the wire. A client has one form for
+// as long as it lives.
+type form uint8
+
+const (
+	formSSE           form = iota
+	formBinary             // WebSocket, JSON in a binary frame
+	formText               // the same in a text frame, subprotocol pushlet.text
+	formBinaryDeflate      // compressed, permessage-deflate without context takeover
+	formTextDeflate
+	numForms
+)
+
+func (m form) isDeflate() bool { return m >= formBinaryDeflate }
+
+// A wantedForms says in which forms at least one client gets its messages.
+type wantedForms [numForms]bool
+
+// A frame is one message and its wire forms, each of which is built at most once
+// and then shared by all clients.
+type frame struct {
+	// Immutable after newFrame.
+	topic       string
+	event, data string
+	at          time.Time
+
+	// Set by newFrame's caller and taken by the broker, which returns it to the pool.
+	enc *encoded
+
+	// Set by the broker when it orders the message, immutable afterwards.
+	id   msgID
+	prev msgID // ID before this one in its topic
+	all  msgID // last ID of the broadcast log at that moment
+
+	// Owned by the broker.
+	forms   [numForms]rangeOf
+	sseBody uint32 // where in forms[formSSE] the part after the "id:" line begins
+}
+
+// rangeOf is a span of one message, without the count.
+type rangeOf struct {
+	seg      *segment
+	from, to uint32
+}
+
+func (r rangeOf) span() span { return span{r.seg, r.from, r.to, 1} }
+
+// newFrame returns a frame for a message that has been checked. The strings are
+// copied: what the caller passed may be a small part of a large buffer.
+func newFrame(topic, event, data string, at time.Time) *frame {
+	if event == "" {
+		event = defaultEvent
+	}
+	event, data = validUTF8(event), validUTF8(data)
+	both := event + data
+	return &frame{topic: topic, event: both[:len(event)], data: both[len(event):], at: at}
+}
+
+// validUTF8 replaces what is not UTF-8. The check is several times faster than
+// strings.ToValidUTF8, which nearly always has nothing to do.
+func validUTF8(s string) string {
+	if utf8.ValidString(s) {
+		return s
+	}
+	return strings.ToValidUTF8(s, "\uFFFD")
+}
+
+// size is what a message counts against the byte limit of its history.
+func (f *frame) size() int { return len(f.event) + len(f.data) }
+
+// encoded holds what can be encoded before the broker has given the message its ID,
+// so that this work is done by the publishers, side by side.
+type encoded struct {
+	sse  []byte // the frame after its "id:" line
+	json []byte // the object up to its "id"
+	zip  []byte // json compressed, flushed to a byte boundary; empty if not worth it
+}
+
+var encodedPool = sync.Pool{New: func() any { return new(encoded) }}
+
+// maxPooled keeps the buffers of rare large messages out of the pools.
+const maxPooled = 64 << 10
+
+// encode builds the wanted parts.
+func (f *frame) encode(want wantedForms) {
+	if want == (wantedForms{}) {
+		return
+	}
+	f.enc = encodedPool.Get().(*encoded)
+	e := f.enc
+	e.sse, e.json, e.zip = e.sse[:0], e.json[:0], e.zip[:0]
+	for m := range numForms {
+		if want[m] {
+			e.need(f, m)
+		}
+	}
+}
+
+// release gives the buffers back once the broker has taken what it needs.
+func (f *frame) release() {
+	e := f.enc
+	f.enc = nil
+	if e != nil && cap(e.sse)+cap(e.json)+cap(e.zip) <= maxPooled {
+		encodedPool.Put(e)
+	}
+}
+
+// need sees to it that the parts for form m are there.
+func (e *encoded) need(f *frame, m form) {
+	if m == formSSE {
+		if len(e.sse) == 0 {
+			e.sse = appendSSEBody(e.sse, f.event, f.data)
+		}
+		return
+	}
+	if len(e.json) == 0 {
+		e.json = appendJSONHead(e.json, f.topic, f.event, f.data, f.at)
+	}
+	if m.isDeflate() && len(e.zip) == 0 && len(e.json) >= minDeflate {
+		e.zip = appendDeflated(e.zip, e.json)
+	}
+}
+
+// appendSSEBody appends a message in the text/event-stream format (WHATWG HTML,
+// "Server-sent events") without its "id:" line. LF, CR and CRLF each end a line of
+// data; the event name has none of them.
+func appendSSEBody(b []byte, event, data string) []byte {
+	b = append(b, "event: "...)
+	b = append(b, event...)
+	b = append(b, "\ndata: "...)
+	ends := "\n"
+	if strings.IndexByte(data, '\r') >= 0 {
+		ends = "\r\n"
+	}
+	for {
+		i := strings.IndexAny(data, ends)
+		if i < 0 {
+			b = append(b, data...)
+			return append(b, "\n\n"...)
+		}
+		b = append(b, data[:i]...)
+		b = append(b, "\ndata: "...)
+		if data[i] == '\r' && i+1 < len(data) && data[i+1] == '\n' {
+			i++
+		}
+		data = data[i+1:]
+	}
+}
+
+// timestampFormat is RFC 3339 with milliseconds.
+const timestampFormat = "2006-01-02T15:04:05.000Z07:00"
+
+// appendJSONHead appends the object of a WebSocket message up to where its "id"
+// follows; see appendJSONTail.
+func appendJSONHead(b []byte, topic, event, data string, at time.Time) []byte {
+	b = append(b, '{')
+	if topic != "" {
+		b = append(b, `"topic":`...)
+		b = appendJSONString(b, topic)
+		b = append(b, ',')
+	}
+	b = append(b, `"event":`...)
+	b = appendJSONString(b, event)
+	b = append(b, `,"data":`...)
+	b = appendJSONString(b, data)
+	b = append(b, `,"timestamp":"`...)
+	b = at.UTC().AppendFormat(b, timestampFormat)
+	return append(b, '"')
+}
+
+// appendJSONTail ends the object that appendJSONHead began.
+func appendJSONTail(b []byte, id msgID) []byte {
+	b = append(b, `,"id":"`...)
+	b = id.append(b)
+	return append(b, `"}`...)
+}
+
+// appendJSONString appends s, which is valid UTF-8, as a JSON string (RFC 8259).
+// encoding/json would do, but allocates and reflects on the path of every message.
+func appendJSONString(b []byte, s string) []byte {
+	const hex = "0123456789abcdef"
+	b = append(b, '"')
+	start := 0
+	for i := range len(s) {
+		c := s[i]
+		if c >= ' ' && c != '"' && c != '\\' {
+			continue
+		}
+		b = append(b, s[start:i]...)
+		start = i + 1
+		switch c {
+		case '"', '\\':
+			b = append(b, '\\', c)
+		case '\n':
+			b = append(b, `\n`...)
+		case '\r':
+			b = append(b, `\r`...)
+		case '\t':
+			b = append(b, `\t`...)
+		default:
+			b = append(b, `\u00`...)
+			b = append(b, hex[c>>4], hex[c&0xf])
+		}
+	}
+	b = append(b, s[start:]...)
+	return append(b, '"')
+}
+
+// Opcodes and bits of RFC 6455, section 5.2, and RFC 7692, section 6.
+const (
+	wsFin        = 0x80
+	wsCompressed = 0x40
+	wsText       = 0x1
+	wsBinary     = 0x2
+	wsClose      = 0x8
+	wsPing       = 0x9
+	wsPong       = 0xa
+)
+
+// appendWSHeader appends the header of an unmasked frame with size bytes of payload.
+func appendWSHeader(b []byte, first byte, size int) []byte {
+	b = append(b, first)
+	switch {
+	case size < 126:
+		return append(b, byte(size))
+	case size < 1<<16:
+		b = append(b, 126)
+		return binary.BigEndian.AppendUint16(b, uint16(size))
+	default:
+		b = append(b, 127)
+		return binary.BigEndian.AppendUint64(b, uint64(size))
+	}
+}
+
+// opcode is the first byte of an uncompressed message of form m.
+func (m form) opcode() byte {
+	if m == formText || m == formTextDeflate {
+		return wsFin | wsText
+	}
+	return wsFin | wsBinary
+}
+
+// wsReply builds a frame that answers one client and is no message of a topic.
+// A zero id leaves "id" out.
+func wsReply(m form, topic, event, data string, id msgID, at time.Time) []byte {
+	head := appendJSONHead(nil, topic, event, validUTF8(data), at)
+	if id.isZero() {
+		head = append(head, '}')
+	} else {
+		head = appendJSONTail(head, id)
+	}
+	return append(appendWSHeader(nil, m.opcode(), len(head)), head...)
+}
+
+// minDeflate is the size in bytes below which compressing a message saves nothing.
+const minDeflate = 128
+
+// deflateLevel: the time is spent once a message, not once a client.
+const deflateLevel = 6
+
+type deflater struct {
+	buf bytes.Buffer
+	w   *flate.Writer
+}
+
+var deflaterPool = sync.Pool{New: func() any {
+	d := new(deflater)
+	d.w, _ = flate.NewWriter(&d.buf, deflateLevel) // the level is valid
+	return d
+}}
+
+// appendDeflated compresses p up to a byte boundary, where stored blocks can follow.
+func appendDeflated(b, p []byte) []byte {
+	d := deflaterPool.Get().(*deflater)
+	d.buf.Reset()
+	d.w.Reset(&d.buf)
+	_, _ = d.w.Write(p) // into memory: cannot fail
+	_ = d.w.Flush()
+	b = append(b, d.buf.Bytes()...)
+	if d.buf.Cap() <= maxPooled {
+		deflaterPool.Put(d)
+	}
+	return b
+}
+
+// appendStored appends p as a stored block of DEFLATE (RFC 1951, section 3.2.4),
+// then the first byte of an empty one, whose rest RFC 7692 has the receiver add.
+func appendStored(b, p []byte) []byte {
+	b = append(b, 0)
+	b = binary.LittleEndian.AppendUint16(b, uint16(len(p)))
+	b = binary.LittleEndian.AppendUint16(b, ^uint16(len(p)))
+	b = append(b, p...)
+	return append(b, 0)
+}
+
+// cutUTF8 returns the longest prefix of s of at most n bytes that ends at a rune.
+func cutUTF8(s string, n int) string {
+	if len(s) <= n {
+		return s
+	}
+	for n > 0 && !utf8.RuneStart(s[n]) {
+		n--
+	}
+	return s[:n]
+}

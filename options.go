@@ -1,0 +1,261 @@
+package pushlet
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"time"
+)
+
+// An Option changes a setting of New. Where two contradict, the last one wins.
+type Option func(*config)
+
+// config holds the settings; it does not change after New.
+type config struct {
+	newLogger NewLogger
+	hooks     Hooks
+	authorize func(*http.Request, string) error
+	origins   []string // allowed; nil: same origin
+
+	history        byPrefix[historyLimits]
+	lastMessageAge time.Duration
+	slowPolicy     byPrefix[SlowPolicy]
+	queueMessages  int
+	queueBytes     int
+
+	heartbeat    time.Duration
+	writeTimeout time.Duration
+	maxAge       time.Duration
+	idleTimeout  time.Duration
+	retry        time.Duration
+
+	maxClients     int
+	maxTopics      int
+	maxMessageSize int
+	maxCommandSize int
+	commandRate    float64
+	commandBurst   int
+	readBuffer     int
+
+	compression bool
+	hijack      bool
+	verify      bool
+
+	err error // what is wrong with the options; Start returns it
+}
+
+func defaultConfig() config {
+	return config{
+		newLogger:      newStdLogger,
+		history:        byPrefix[historyLimits]{fallback: historyLimits{1000, 1 << 20, 5 * time.Minute}},
+		lastMessageAge: 24 * time.Hour,
+		queueMessages:  8192,
+		queueBytes:     8 << 20,
+		heartbeat:      30 * time.Second,
+		writeTimeout:   30 * time.Second,
+		retry:          3 * time.Second,
+		maxClients:     250_000,
+		maxTopics:      100,
+		maxMessageSize: 1 << 20,
+		maxCommandSize: 64 << 10,
+		commandRate:    50,
+		commandBurst:   200,
+		readBuffer:     512,
+		hijack:         true,
+		verify:         os.Getenv("PUSHLET_VERIFY") == "1",
+	}
+}
+
+// reject remembers that an option was given a value it cannot take.
+func (c *config) reject(format string, args ...any) {
+	c.err = errors.Join(c.err, fmt.Errorf("pushlet: "+format, args...))
+}
+
+// WithLogger sets what makes the logger. By default the log goes to the standard
+// library's default logger.
+func WithLogger(newLogger NewLogger) Option {
+	return func(c *config) {
+		if newLogger == nil {
+			c.reject("WithLogger: nil")
+			return
+		}
+		c.newLogger = newLogger
+	}
+}
+
+// WithHooks sets functions to be called when something happens.
+func WithHooks(hooks Hooks) Option {
+	return func(c *config) { c.hooks = hooks }
+}
+
+// WithAllowedOrigins sets from which origins, such as "https://example.com", pages may
+// connect; "*" allows all. By default only pages of the same host may open a WebSocket,
+// and SSE responses carry no CORS headers, so that browsers keep them from other pages.
+func WithAllowedOrigins(origins ...string) Option {
+	return func(c *config) { c.origins = origins }
+}
+
+// WithAuthorize sets a function that is asked for every topic that a client wants to
+// follow, whether live or from a position in history. An error refuses: SSE and
+// WebSocket requests with status 403, a WebSocket subscribe with pushlet.error. Its text is sent
+// to the client. The function is called in the connection's goroutine, so it may take
+// its time, and by several at once. The request is the one that opened the connection; its context ends with it
+// for SSE, and is never done for a WebSocket.
+func WithAuthorize(authorize func(r *http.Request, topic string) error) Option {
+	return func(c *config) { c.authorize = authorize }
+}
+
+// WithHistory sets how much of each topic is kept for clients that come back or fall
+// behind: a number of messages, their bytes (events and data; encoded forms in use come
+// on top) and an age. Whichever comes first counts; a zero turns history off, so that
+// every client that comes back is told of a gap. The default is 1,000 messages, 1 MiB
+// and 5 minutes.
+func WithHistory(messages, bytes int, age time.Duration) Option {
+	return func(c *config) { c.history.fallback = historyLimits{messages, bytes, age} }
+}
+
+// WithTopicHistory is WithHistory for the topics that begin with prefix. The longest
+// prefix that fits a topic counts. The broadcast log is the topic "*".
+func WithTopicHistory(prefix string, messages, bytes int, age time.Duration) Option {
+	return func(c *config) { c.history.set(prefix, historyLimits{messages, bytes, age}) }
+}
+
+// WithLastMessageAge sets how long the newest message of a topic, and the topic's
+// position with it, outlives its history and its last follower. Until then a client
+// that comes back to an idle topic is not told of a gap. The default is 24 hours.
+func WithLastMessageAge(age time.Duration) Option {
+	return func(c *config) {
+		if age < 0 {
+			c.reject("WithLastMessageAge: %v is negative", age)
+			return
+		}
+		c.lastMessageAge = age
+	}
+}
+
+// WithQueue sets how much may wait to be written to one client: messages and bytes. A
+// client whose queue is full is fed from history once it has read it; what lies in
+// several queues is in memory once. The default is 8,192 messages and 8 MiB.
+func WithQueue(messages, bytes int) Option {
+	return func(c *config) {
+		if messages < 1 || bytes < 1 {
+			c.reject("WithQueue: %d messages, %d bytes: both must be positive", messages, bytes)
+			return
+		}
+		c.queueMessages, c.queueBytes = messages, bytes
+	}
+}
+
+// WithSlowPolicy sets what happens to clients that have fallen out of history. The
+// default is Skip.
+func WithSlowPolicy(policy SlowPolicy) Option {
+	return func(c *config) { c.slowPolicy.fallback = policy }
+}
+
+// WithTopicSlowPolicy is WithSlowPolicy for the topics that begin with prefix.
+func WithTopicSlowPolicy(prefix string, policy SlowPolicy) Option {
+	return func(c *config) { c.slowPolicy.set(prefix, policy) }
+}
+
+// positive makes an option of a setting that must be more than zero.
+func positive[T int | time.Duration](name string, value T, set func(*config)) Option {
+	return func(c *config) {
+		if value <= 0 {
+			c.reject("%s: %v is not positive", name, value)
+			return
+		}
+		set(c)
+	}
+}
+
+// WithWriteTimeout sets after how long a connection is closed whose peer takes nothing
+// of what is to be written. The default is 30 seconds.
+func WithWriteTimeout(d time.Duration) Option {
+	return positive("WithWriteTimeout", d, func(c *config) { c.writeTimeout = d })
+}
+
+// WithMaxConnectionAge sets after how long a connection is ended, to the precision of a
+// heartbeat, so that clients spread anew over instances. EventSource comes back by
+// itself and resumes. By default, and with zero, there is no limit.
+func WithMaxConnectionAge(d time.Duration) Option {
+	return func(c *config) { c.maxAge = d }
+}
+
+// WithIdleTimeout sets after how long without a message to it, or a command from it, a
+// connection is ended, to the precision of a heartbeat. By default, and with zero, there
+// is no limit.
+func WithIdleTimeout(d time.Duration) Option {
+	return func(c *config) { c.idleTimeout = d }
+}
+
+// WithRetry sets how long a browser's EventSource waits before it connects again. When
+// Pushlet ends a connection itself it sends a random time of one to three times that.
+// The default is 3 seconds.
+func WithRetry(d time.Duration) Option {
+	return positive("WithRetry", d, func(c *config) { c.retry = d })
+}
+
+// WithMaxClients sets how many connections are accepted. More get status 503 with
+// Retry-After, an EventSource a stream that ends at once so that it tries again. The
+// default is 250,000.
+func WithMaxClients(n int) Option {
+	return positive("WithMaxClients", n, func(c *config) { c.maxClients = n })
+}
+
+// WithMaxTopics sets how many topics one connection may follow. More are refused with
+// status 400 or pushlet.error. The default is 100.
+func WithMaxTopics(n int) Option {
+	return positive("WithMaxTopics", n, func(c *config) { c.maxTopics = n })
+}
+
+// WithMaxMessageSize sets how many bytes of data a message may have; Publish returns
+// ErrTooLarge for more. The default is 1 MiB, the most 1 GiB.
+func WithMaxMessageSize(bytes int) Option {
+	return positive("WithMaxMessageSize", bytes, func(c *config) {
+		if bytes > 1<<30 {
+			c.reject("WithMaxMessageSize: %d is more than 1 GiB", bytes)
+			return
+		}
+		c.maxMessageSize = bytes
+	})
+}
+
+// WithMaxCommandSize sets how many bytes a WebSocket message from a client may have,
+// also after decompression. A larger one closes the connection with code 1009. The
+// default is 64 KiB.
+func WithMaxCommandSize(bytes int) Option {
+	return positive("WithMaxCommandSize", bytes, func(c *config) { c.maxCommandSize = bytes })
+}
+
+// WithCommandRate sets how many messages and pings a second a WebSocket client may send
+// in the long run, and how many at once. More close the connection with code 1008. The
+// default is 50 a second and 200 at once.
+func WithCommandRate(perSecond float64, burst int) Option {
+	return func(c *config) {
+		if perSecond <= 0 || burst < 1 {
+			c.reject("WithCommandRate: %v a second, %d at once: both must be positive", perSecond, burst)
+			return
+		}
+		c.commandRate, c.commandBurst = perSecond, burst
+	}
+}
+
+// WithReadBufferSize sets the bytes of the buffer that each WebSocket connection reads
+// into; longer messages are read in steps. The default is 512.
+func WithReadBufferSize(bytes int) Option {
+	return positive("WithReadBufferSize", bytes, func(c *config) { c.readBuffer = bytes })
+}
+
+// WithCompression offers permessage-deflate to WebSocket clients. A message is
+// compressed once for all of them; short ones are not. By default it is off.
+func WithCompression() Option {
+	return func(c *config) { c.compression = true }
+}
+
+// WithHijack sets whether SSE takes over HTTP/1.1 connections from net/http, which is
+// the default and costs far less memory. Without it the handler stays until the
+// connection ends, and writes through the ResponseWriter as with HTTP/2.
+func WithHijack(hijack bool) Option {
+	return func(c *config) { c.hijack = hijack }
+}

@@ -1,0 +1,323 @@
+package pushlet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/gorilla/websocket"
+)
+
+// A Pushlet pushes messages to browsers over Server-Sent Events and WebSocket. Make one
+// with New, mount its handlers, Start it. All methods are safe for concurrent use.
+type Pushlet struct {
+	// Immutable after New.
+	cfg      config
+	log      Logger
+	upgrader *websocket.Upgrader
+	broker   *broker
+	flusher  *flusher
+	env      *clientEnv
+
+	counters   counters
+	heartbeat  atomic.Int64  // nanoseconds
+	newBeat    chan struct{} // the heartbeat interval has changed; holds one
+	slow       chan SlowConsumer
+	open       atomic.Int64   // connections admitted, against the limit
+	conns      sync.WaitGroup // one for each connection admitted
+	background sync.WaitGroup // clock and reporter
+	quiet      chan struct{}  // closed by wind: the background goroutines are to end
+	force      chan struct{}  // closed by Shutdown: do not wait for the clients any more
+	forceOnce  sync.Once
+	stopped    chan struct{} // closed when everything has ended
+
+	// gate guards state. It is held for reading by whoever acts on a running Pushlet,
+	// so that after Shutdown has changed the state nobody does any more.
+	gate  sync.RWMutex
+	state state
+}
+
+type state uint8
+
+const (
+	stateNew state = iota
+	stateRunning
+	stateClosed
+)
+
+const (
+	stopTimeout = 10 * time.Second // of Stop
+	forceGrace  = time.Second      // for connections that have been cut to notice
+	slowReports = 256              // reports that wait for Hooks.OnSlow
+)
+
+// New returns a Pushlet that is ready to be mounted and started. Options that cannot be
+// are reported by Start.
+func New(options ...Option) *Pushlet {
+	cfg := defaultConfig()
+	for _, option := range options {
+		option(&cfg)
+	}
+	p := &Pushlet{
+		cfg:     cfg,
+		log:     cfg.newLogger(),
+		newBeat: make(chan struct{}, 1),
+		slow:    make(chan SlowConsumer, slowReports),
+		quiet:   make(chan struct{}),
+		force:   make(chan struct{}),
+		stopped: make(chan struct{}),
+	}
+	p.heartbeat.Store(int64(cfg.heartbeat))
+	p.upgrader = newUpgrader(&p.cfg)
+	p.flusher = newFlusher(runtime.GOMAXPROCS(0))
+	p.broker = newBroker(&p.cfg, p.flusher, &p.counters, p.reportSlow, time.Now())
+	p.env = &clientEnv{
+		maxMessages: cfg.queueMessages,
+		maxBytes:    cfg.queueBytes,
+		flusher:     p.flusher,
+		counters:    &p.counters,
+		requestPage: func(c *client) { p.broker.send(page{c}) },
+	}
+	return p
+}
+
+// Start begins to accept clients and messages. It does not block. Starting again does
+// nothing; after Stop it returns ErrClosed. Other errors are about the options.
+func (p *Pushlet) Start() error {
+	p.gate.Lock()
+	defer p.gate.Unlock()
+	switch {
+	case p.state == stateClosed:
+		return ErrClosed
+	case p.cfg.err != nil:
+		p.log.Println("not started:", p.cfg.err)
+		return p.cfg.err
+	case p.state == stateRunning:
+		return nil
+	}
+	p.state = stateRunning
+	p.flusher.start()
+	go p.broker.run() // wind waits for broker.done
+	p.background.Go(p.clock)
+	p.background.Go(p.reportSlowConsumers)
+	return nil
+}
+
+// Stop is Shutdown with a timeout of 10 seconds.
+func (p *Pushlet) Stop() error {
+	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
+	defer cancel()
+	return p.Shutdown(ctx)
+}
+
+// Shutdown ends everything: it refuses new clients and messages, delivers what is
+// queued, ends every connection (WebSocket close code 1001; SSE a random "retry:", so
+// that clients do not all come back at once, then the end of the stream), and waits for
+// all handlers, hooks and goroutines. When ctx is done first it cuts the connections,
+// gives them a second to end, and returns the context's cause.
+//
+// It may be called before Start, several times, and by several at once. Call it before
+// or together with http.Server's Shutdown, which waits for handlers but neither ends
+// nor waits for connections that were taken over.
+func (p *Pushlet) Shutdown(ctx context.Context) error {
+	p.gate.Lock()
+	was := p.state
+	p.state = stateClosed
+	p.gate.Unlock()
+	switch was {
+	case stateNew:
+		close(p.stopped)
+	case stateRunning:
+		go p.wind() // ends by closing stopped
+	}
+	select {
+	case <-p.stopped:
+		return nil
+	case <-ctx.Done():
+	}
+	p.forceOnce.Do(func() { close(p.force) })
+	grace := time.NewTimer(forceGrace)
+	defer grace.Stop()
+	select {
+	case <-p.stopped:
+	case <-grace.C:
+	}
+	return context.Cause(ctx)
+}
+
+// wind ends the parts in the order in which they need each other.
+func (p *Pushlet) wind() {
+	defer close(p.stopped)
+	ended := make(chan struct{})
+	go func() { defer close(ended); p.conns.Wait() }()
+
+	p.broker.send(drain{})
+	select {
+	case <-ended:
+	case <-p.force:
+		p.broker.send(disband{})
+		<-ended
+	}
+	close(p.quiet)
+	p.background.Wait()
+	p.broker.send(quit{})
+	<-p.broker.done
+	p.flusher.stop()
+}
+
+// Publish sends an event to every client that follows topic, on both protocols. An
+// empty event is "message". It returns nil when the message has its place in line: it is
+// in history and will be offered to all clients after those published before it. It
+// never waits for a client, only for the broker where many publish at once.
+//
+// Errors wrap ErrInvalidTopic, ErrInvalidEvent, ErrReserved or ErrTooLarge, or are
+// ErrNotStarted or ErrClosed; then nothing was published. Bytes of event and data that
+// are not UTF-8 become U+FFFD.
+func (p *Pushlet) Publish(topic, event, data string) error {
+	if err := checkTopic(topic); err != nil {
+		return err
+	}
+	return p.publish(topic, event, data)
+}
+
+// PublishToAll sends an event to every client that follows at least one topic, once to
+// each. Otherwise it is like Publish.
+func (p *Pushlet) PublishToAll(event, data string) error {
+	return p.publish(broadcastTopic, event, data)
+}
+
+func (p *Pushlet) publish(topic, event, data string) error {
+	if err := checkEvent(event); err != nil {
+		return err
+	}
+	if err := checkData(data, p.cfg.maxMessageSize); err != nil {
+		return err
+	}
+	f := newFrame(topic, event, data, time.Now())
+	f.encode(p.counters.wanted())
+	if err := p.tell(f); err != nil {
+		return err
+	}
+	p.counters.published.Add(1)
+	return nil
+}
+
+// tell gives the broker a command if the Pushlet is running.
+func (p *Pushlet) tell(cmd command) error {
+	p.gate.RLock()
+	defer p.gate.RUnlock()
+	if err := p.state.err(); err != nil {
+		return err
+	}
+	p.broker.send(cmd)
+	return nil
+}
+
+// err is why something cannot be done in this state.
+func (s state) err() error {
+	switch s {
+	case stateNew:
+		return ErrNotStarted
+	case stateClosed:
+		return ErrClosed
+	}
+	return nil
+}
+
+var errTooManyClients = errors.New("pushlet: too many clients")
+
+// admit counts a connection in, if it may come; dismiss counts it out. Between the two
+// the broker runs.
+func (p *Pushlet) admit() error {
+	p.gate.RLock()
+	defer p.gate.RUnlock()
+	if err := p.state.err(); err != nil {
+		return err
+	}
+	if p.open.Add(1) > int64(p.cfg.maxClients) {
+		p.open.Add(-1)
+		return errTooManyClients
+	}
+	p.conns.Add(1)
+	return nil
+}
+
+func (p *Pushlet) dismiss() {
+	p.open.Add(-1)
+	p.conns.Done()
+}
+
+// SetHeartbeatInterval sets how often every client hears something, so that proxies
+// keep idle connections open and peers that vanished are noticed, within about two
+// intervals. SSE gets a comment line, WebSocket a ping. The default is 30 seconds. It
+// may be changed at any time; an interval that is not positive is refused with an error
+// and changes nothing.
+func (p *Pushlet) SetHeartbeatInterval(interval time.Duration) error {
+	if interval <= 0 {
+		err := fmt.Errorf("pushlet: heartbeat interval %v is not positive", interval)
+		p.log.Println(err)
+		return err
+	}
+	p.heartbeat.Store(int64(interval))
+	select {
+	case p.newBeat <- struct{}{}:
+	default: // the clock has yet to see the last change
+	}
+	return nil
+}
+
+// clock lets the broker's heartbeats and history go on. The beats of an interval are
+// spread over it.
+func (p *Pushlet) clock() {
+	const shortest, longest = 10 * time.Millisecond, time.Second
+	due := 0.0
+	last := time.Now()
+	for {
+		interval := time.Duration(p.heartbeat.Load())
+		step := time.NewTimer(min(max(interval/heartbeatBuckets, shortest), longest))
+		select {
+		case <-step.C:
+		case <-p.newBeat:
+			step.Stop()
+			continue
+		case <-p.quiet:
+			step.Stop()
+			return
+		}
+		now := time.Now()
+		due += heartbeatBuckets * float64(now.Sub(last)) / float64(interval)
+		last = now
+		beats := min(int(due), heartbeatBuckets) // after a pause, no more than one each
+		due -= float64(int(due))
+		p.broker.send(tick{now, beats})
+	}
+}
+
+// reportSlow is called by the broker, so it does not wait.
+func (p *Pushlet) reportSlow(s SlowConsumer) {
+	select {
+	case p.slow <- s:
+	default:
+		p.counters.unreported.Add(1)
+	}
+}
+
+// reportSlowConsumers hands the reports on, until there is nothing left to report.
+func (p *Pushlet) reportSlowConsumers() {
+	for {
+		select {
+		case s := <-p.slow:
+			p.log.WithField("client", s.Client).WithField("topic", s.Topic).
+				Println("slow consumer lost messages, policy:", s.Policy)
+			if p.cfg.hooks.OnSlow != nil {
+				p.cfg.hooks.OnSlow(s)
+			}
+		case <-p.quiet:
+			return
+		}
+	}
+}

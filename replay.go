@@ -1,0 +1,266 @@
+package pushlet
+
+import (
+	"time"
+)
+
+// resume says where a client stopped.
+type resume struct {
+	cursor cursor
+	known  bool // false: there was a cursor, but it cannot be read
+}
+
+// handout is a position to give to a client that may come back with it.
+func (b *broker) handout(s *subscription) msgID {
+	if s.behind {
+		return s.pos
+	}
+	return b.last
+}
+
+// rewind puts a client that just came back to where its cursor says, and returns the
+// gaps. A topic that the cursor does not know is followed from now on.
+func (b *broker) rewind(c *client, from *resume) (gaps []gap) {
+	back := func(s *subscription, pos msgID) {
+		b.setBehind(s, pos)
+		if why := b.missing(s.topic, pos, from.known); why != "" {
+			gaps = append(gaps, gap{s, why})
+		}
+	}
+	for _, s := range c.topics {
+		pos, ok := from.cursor.position(s.topic.hash)
+		if from.known && !ok {
+			pos = b.last
+		}
+		back(s, pos)
+	}
+	back(&c.all, from.cursor.all)
+	return gaps
+}
+
+// A gap is a hole in what a client gets of one topic, and why.
+type gap struct {
+	sub *subscription
+	why Reason
+}
+
+// missing says why messages after pos are no longer there, or "" if they all are.
+func (b *broker) missing(t *topic, pos msgID, known bool) Reason {
+	switch {
+	case !known || pos.isZero():
+		return gapUnknownCursor
+	case pos.lineage() != b.lineage || pos.before(b.start):
+		return gapRestarted
+	case b.last.before(pos):
+		return gapUnknownCursor
+	case pos.before(t.floor()):
+		return t.cause()
+	}
+	return ""
+}
+
+// tellGaps tells a client what it misses and puts it behind the gaps: one event for
+// each reason to an SSE client, one for each topic to a WebSocket client.
+func (b *broker) tellGaps(c *client, gaps []gap) {
+	now := time.UnixMilli(int64(b.last.ms))
+	for len(gaps) > 0 {
+		why := gaps[0].why
+		var others []gap
+		var names []string
+		for _, g := range gaps {
+			if g.why != why {
+				others = append(others, g)
+				continue
+			}
+			g.sub.pos = g.sub.topic.floor()
+			names = append(names, g.sub.topic.name)
+			b.counters.gaps.Add(1)
+			if c.form != formSSE {
+				b.tell(c, wsReply(c.form, g.sub.topic.name, eventGap, string(why), g.sub.pos, now))
+			}
+		}
+		if c.form == formSSE {
+			b.tell(c, sseGap(b.idLine(c), names, why))
+		}
+		gaps = others
+	}
+}
+
+// setBehind marks a subscription as catching up from pos.
+func (b *broker) setBehind(s *subscription, pos msgID) {
+	if !s.behind {
+		s.behind = true
+		s.client.behind++
+		b.behind[s.client] = struct{}{}
+	}
+	s.pos, s.slow, s.fallen = pos, false, false
+}
+
+// setLive marks a subscription as fed by publish from now on. It has all there is.
+func (b *broker) setLive(s *subscription) {
+	if s.behind {
+		s.behind = false
+		s.client.behind--
+		if s.client.behind == 0 {
+			delete(b.behind, s.client)
+		}
+	}
+}
+
+// fallBehind is for a live client whose queue has no room for f. What is queued it will
+// still get; f and what follows it will be read from history once the queue is empty.
+func (b *broker) fallBehind(c *client, f *frame) {
+	b.counters.fellBehind.Add(1)
+	for s := range c.subscriptions() {
+		if s.behind {
+			continue
+		}
+		pos := s.topic.last
+		if pos == f.id {
+			pos = f.prev
+		}
+		b.setBehind(s, pos)
+		s.slow = true
+	}
+	if c.lag() {
+		b.page(c)
+	}
+}
+
+// A pageRead is what one subscription still has to get.
+type pageRead struct {
+	sub    *subscription
+	frames []*frame
+}
+
+// page queues what a client that is behind has missed, up to a page, in the order of
+// the IDs. If that is all, the client is live: no message can come in between, since
+// only this goroutine adds any.
+func (b *broker) page(c *client) {
+	if c.bucket < 0 {
+		return // it has been detached
+	}
+	more := c.behind > 0 && b.readPage(c)
+	if c.leaving && !more {
+		b.end(c, ReasonShutdown)
+	}
+	if c.paged(more) {
+		b.runnable(c)
+	}
+}
+
+// readPage reports whether there is more to read.
+func (b *broker) readPage(c *client) (more bool) {
+	reads, ok := b.pageReadsOf(c)
+	if !ok {
+		return false
+	}
+	messages, bytes := 0, 0
+	for r := oldest(reads); r != nil; r = oldest(reads) {
+		f := r.frames[0]
+		if messages >= pageMessages || bytes >= pageBytes || !b.replay(r.sub, f) {
+			return true
+		}
+		r.frames = r.frames[1:]
+		messages++
+		bytes += f.size()
+	}
+	for _, r := range reads {
+		b.setLive(r.sub)
+	}
+	clear(b.pageReads)
+	return false
+}
+
+// pageReadsOf returns what c has to get, after it has dealt with what is gone from
+// history. It reports false if the client is ended for that.
+func (b *broker) pageReadsOf(c *client) (reads []pageRead, ok bool) {
+	reads = b.pageReads[:0]
+	for s := range c.subscriptions() {
+		if !s.behind {
+			continue
+		}
+		latestOnly := false
+		if s.pos.before(s.topic.floor()) {
+			b.applyPolicy(s)
+			if s.slow && s.topic.policy == Disconnect {
+				b.end(c, ReasonSlow)
+				return nil, false
+			}
+			latestOnly = s.slow && s.topic.policy == KeepLatest
+			b.tellGaps(c, []gap{{s, s.topic.cause()}})
+			s.fallen = false
+		}
+		var frames []*frame
+		if s.topic.state != nil {
+			frames = s.topic.state.log.from(s.pos)
+		}
+		if latestOnly {
+			frames = newestByEvent(frames)
+		}
+		reads = append(reads, pageRead{s, frames})
+	}
+	b.pageReads = reads
+	return reads, true
+}
+
+// applyPolicy counts and reports, once, that a slow client has lost messages.
+func (b *broker) applyPolicy(s *subscription) {
+	if !s.slow || s.fallen {
+		return
+	}
+	s.fallen = true
+	b.counters.slow.Add(1)
+	b.report(SlowConsumer{Client: s.client.id, Topic: s.topic.name, Policy: s.topic.policy})
+}
+
+// oldest returns the read whose next message has the lowest ID, nil if all are done.
+func oldest(reads []pageRead) (first *pageRead) {
+	for i := range reads {
+		r := &reads[i]
+		if len(r.frames) > 0 && (first == nil || r.frames[0].id.before(first.frames[0].id)) {
+			first = r
+		}
+	}
+	return first
+}
+
+// replay offers f, from history, to a client that is behind, and reports whether it
+// was queued. An SSE client gets the shared bytes if their "id:" is exactly its cursor.
+func (b *broker) replay(s *subscription, f *frame) bool {
+	c := s.client
+	b.build(s.topic, f, c.form)
+	before := s.pos
+	s.pos = f.id
+	var o outcome
+	switch {
+	case c.form != formSSE:
+		o = c.offer(nil, f.forms[c.form].span())
+	case len(c.topics) == 1 && s.topic != b.all && c.all.position() == f.all:
+		o = c.offer(nil, f.forms[formSSE].span())
+	default:
+		o = c.offer(b.idLine(c), f.body())
+	}
+	f.release()
+	if o == full {
+		s.pos = before
+		return false
+	}
+	return o != ignored
+}
+
+// sweepBehind applies the policy to clients that read so little that they do not even
+// come to ask for what is gone.
+func (b *broker) sweepBehind() {
+	for c := range b.behind {
+		for s := range c.subscriptions() {
+			if !s.behind || !s.slow || !s.pos.before(s.topic.floor()) {
+				continue
+			}
+			b.applyPolicy(s)
+			if s.topic.policy == Disconnect {
+				c.abort(ReasonSlow)
+			}
+		}
+	}
+}

@@ -1,0 +1,247 @@
+package pushlet
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// HandleSSE serves an event stream (WHATWG HTML, "Server-sent events"). Topics come from
+// the URL, "?topic=a&topic=b"; without any the topic is "default". A client that comes
+// back with the Last-Event-ID header, or "?lastEventId=" where it cannot set headers,
+// gets what it missed first, or is told of a gap.
+//
+// On HTTP/1.1 it takes the connection over and returns; see WithHijack. Otherwise it
+// returns when the stream ends. Answers other than a stream: 400 for bad topics, 403
+// from WithAuthorize, 405 for methods other than GET, HEAD and OPTIONS, 501 where the
+// ResponseWriter cannot flush; where a client should come back (too many clients,
+// before Start, after Stop) 503 with Retry-After, for an EventSource a stream that ends.
+func (p *Pushlet) HandleSSE(w http.ResponseWriter, r *http.Request) {
+	p.cfg.allowOrigin(w, r)
+	switch r.Method {
+	case http.MethodGet, http.MethodHead:
+	case http.MethodOptions:
+		p.preflight(w)
+		return
+	default:
+		w.Header().Set("Allow", sseMethods)
+		p.refuse(w, http.StatusMethodNotAllowed, "method not allowed")
+		return
+	}
+	topics, query, err := p.topicsOf(r)
+	if err != nil {
+		p.refuse(w, http.StatusBadRequest, err.Error())
+		return
+	}
+	if len(topics) == 0 {
+		topics = []string{defaultTopic}
+	}
+	if hashesCollide(topics) {
+		p.refuse(w, http.StatusBadRequest, "pushlet: these topics cannot be followed on one connection")
+		return
+	}
+	if err := p.authorize(r, topics); err != nil {
+		p.refuse(w, http.StatusForbidden, err.Error())
+		return
+	}
+	if r.Method == http.MethodHead {
+		setSSEHeader(w.Header())
+		return
+	}
+	if err := p.admit(); err != nil {
+		p.comeBack(w, r, err)
+		return
+	}
+	s := &sseRequest{
+		info:   Client{newClientID(), "sse", r.RemoteAddr},
+		topics: topics,
+		resume: resumeOf(r, query.Get("lastEventId")),
+	}
+	p.counters.sse.Add(1)
+	if !p.hijackSSE(w, r, s) {
+		p.streamSSE(w, r, s)
+	}
+}
+
+// An sseRequest is what a client asked for.
+type sseRequest struct {
+	info   Client
+	topics []string
+	resume *resume
+}
+
+const sseMethods = "GET, HEAD, OPTIONS"
+
+// preflight answers OPTIONS. Browsers ask before they send a Last-Event-ID that is long
+// or has unusual characters to another origin.
+func (p *Pushlet) preflight(w http.ResponseWriter) {
+	h := w.Header()
+	h.Set("Allow", sseMethods)
+	if h.Get("Access-Control-Allow-Origin") != "" {
+		h.Set("Access-Control-Allow-Methods", sseMethods)
+		h.Set("Access-Control-Allow-Headers", "Last-Event-ID, Cache-Control, Authorization")
+		h.Set("Access-Control-Max-Age", "86400")
+	}
+	w.WriteHeader(http.StatusNoContent)
+}
+
+// resumeOf reads where a client stopped, nil if it did not say.
+func resumeOf(r *http.Request, fromQuery string) *resume {
+	token := r.Header.Get("Last-Event-ID")
+	if token == "" {
+		token = fromQuery
+	}
+	if token == "" {
+		return nil
+	}
+	c, ok := parseCursor(token)
+	return &resume{cursor: c, known: ok}
+}
+
+// hashesCollide reports whether a cursor could not tell two of the topics apart.
+func hashesCollide(topics []string) bool {
+	seen := make(map[topicHash]struct{}, len(topics))
+	for _, t := range topics {
+		seen[hashTopic(t)] = struct{}{}
+	}
+	return len(seen) < len(topics)
+}
+
+// comeBack refuses a client that should try again. An EventSource gives up for good on
+// any status but 200, so it gets a stream that ends at once.
+func (p *Pushlet) comeBack(w http.ResponseWriter, r *http.Request, err error) {
+	wait := spreadRetry(p.cfg.retry)
+	if !strings.Contains(r.Header.Get("Accept"), "text/event-stream") {
+		w.Header().Set("Retry-After", strconv.Itoa(1+int(wait.Seconds())))
+		p.refuse(w, http.StatusServiceUnavailable, err.Error())
+		return
+	}
+	p.counters.refused.Add(1)
+	setSSEHeader(w.Header())
+	_, _ = w.Write(append(appendRetry(nil, wait), '\n')) // if it fails the client is gone
+}
+
+func setSSEHeader(h http.Header) {
+	h.Set("Content-Type", "text/event-stream")
+	h.Set("Cache-Control", "no-cache, no-transform")
+	h.Set("X-Accel-Buffering", "no") // nginx
+	h.Del("Content-Length")
+}
+
+// hijackSSE serves the stream on the bare connection, and reports false if that is not
+// possible; then nothing was sent.
+func (p *Pushlet) hijackSSE(w http.ResponseWriter, r *http.Request, s *sseRequest) bool {
+	// A Content-Encoding was set by a wrapper that wants to write the body itself.
+	if !p.cfg.hijack || r.ProtoMajor != 1 || w.Header().Get("Content-Encoding") != "" {
+		return false
+	}
+	conn, _, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		return false
+	}
+	conn.SetDeadline(time.Time{}) // the server's; if it fails, so will the first write
+	heartbeat := time.Duration(p.heartbeat.Load())
+	t := newConnTransport(conn, p.cfg.writeTimeout, heartbeat, true)
+	c := newClient(s.info.ID, formSSE, t, p.env, time.Now())
+	c.tell(responseHead(w.Header()))
+	p.attachSSE(c, s)
+	go p.watchSSE(c, conn, s.info) // ends with the connection; conns waits for it
+	return true
+}
+
+// responseHead is the head of a response with the headers that middleware has set. The
+// body ends with the connection.
+func responseHead(h http.Header) []byte {
+	setSSEHeader(h)
+	h.Set("Connection", "close")
+	if h.Get("Date") == "" {
+		h.Set("Date", time.Now().UTC().Format(http.TimeFormat))
+	}
+	b := bytes.NewBufferString("HTTP/1.1 200 OK\r\n")
+	_ = h.WriteSubset(b, map[string]bool{"Transfer-Encoding": true, "Trailer": true}) // into memory: cannot fail
+	b.WriteString("\r\n")
+	return b.Bytes()
+}
+
+// attachSSE gives the client to the broker.
+func (p *Pushlet) attachSSE(c *client, s *sseRequest) {
+	p.greet(s.info)
+	c.tell(appendRetry(nil, p.cfg.retry))
+	p.broker.send(&attach{client: c, topics: s.topics, resume: s.resume, hello: connectedHead(s)})
+}
+
+// connectedHead is pushlet.connected without its "id:", up to the value of "resumed".
+func connectedHead(s *sseRequest) []byte {
+	topics, _ := json.Marshal(s.topics) // strings cannot fail
+	return fmt.Appendf(nil, "event: %s\ndata: {\"client\":%q,\"topics\":%s,\"resumed\":", eventConnected, s.info.ID, topics)
+}
+
+// watchSSE waits for the end of a connection that was taken over. A client of an event
+// stream has nothing to say; what it sends is dropped.
+func (p *Pushlet) watchSSE(c *client, conn net.Conn, info Client) {
+	err := swallow(conn, make([]byte, 64))
+	c.abort(readReason(err))
+	p.counters.sse.Add(-1)
+	p.leave(c, info)
+}
+
+// streamSSE serves the stream through the ResponseWriter. The handler's goroutine is the
+// client's flusher.
+func (p *Pushlet) streamSSE(w http.ResponseWriter, r *http.Request, s *sseRequest) {
+	rc := http.NewResponseController(w)
+	deadlineErr := rc.SetWriteDeadline(time.Time{}) // a WriteTimeout is not meant for streams
+	setSSEHeader(w.Header())
+	if err := rc.Flush(); err != nil {
+		w.Header().Del("Content-Type")
+		p.counters.sse.Add(-1)
+		p.refuse(w, http.StatusNotImplemented, "pushlet: streaming is not supported here: "+err.Error())
+		p.dismiss()
+		return
+	}
+	t := newControllerTransport(w, p.cfg.writeTimeout)
+	c := newClient(s.info.ID, formSSE, t, p.env, time.Now())
+	c.wake = make(chan struct{}, 1)
+	c.gone = make(chan struct{})
+	p.attachSSE(c, s)
+	p.feed(c, t, r, writeLimit(r, deadlineErr))
+	c.abort(ReasonClientClosed)
+	p.counters.sse.Add(-1)
+	p.leave(c, s.info)
+}
+
+// feed writes what is queued to c whenever there is something, until the end.
+func (p *Pushlet) feed(c *client, t *controllerTransport, r *http.Request, limit <-chan time.Time) {
+	for {
+		select {
+		case <-c.wake:
+			p.flusher.drain(c)
+		case <-t.end:
+			return
+		case <-c.gone:
+			return
+		case <-r.Context().Done():
+			return
+		case <-limit:
+			if c.finish(ReasonMaxAge, farewell(formSSE, ReasonMaxAge, p.cfg.retry)) == runnable {
+				c.kick()
+			}
+		}
+	}
+}
+
+// writeLimit is for a ResponseWriter whose write deadline cannot be changed, on a server
+// that has one: it fires shortly before, so that the stream ends well and the client
+// resumes, instead of being cut within a message.
+func writeLimit(r *http.Request, deadlineErr error) <-chan time.Time {
+	srv, _ := r.Context().Value(http.ServerContextKey).(*http.Server)
+	if srv == nil || srv.WriteTimeout <= 0 || !errors.Is(deadlineErr, http.ErrNotSupported) {
+		return nil
+	}
+	return time.After(srv.WriteTimeout - min(srv.WriteTimeout/4, time.Second))
+}

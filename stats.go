@@ -1,0 +1,102 @@
+package pushlet
+
+import (
+	"fmt"
+	"sync/atomic"
+)
+
+// Stats is what a Pushlet has done since it was made, and what there is now. Print it
+// with fmt.
+type Stats struct {
+	// Now.
+	Clients   int // connections of both protocols
+	SSE       int
+	WebSocket int
+	Topics    int // that have a follower or a message in history
+	Behind    int // clients that are being fed from history
+
+	// Since the start.
+	Connected      uint64 // connections accepted
+	Refused        uint64 // connections refused: limits, authorization, bad requests
+	Published      uint64 // messages and broadcasts accepted
+	Delivered      uint64 // messages written to clients
+	BytesSent      uint64 // bytes written to clients, heartbeats and answers included
+	Resumes        uint64 // cursors honoured in full
+	Gaps           uint64 // gap signals given, one for each topic
+	FellBehind     uint64 // times a client's queue was full
+	Slow           uint64 // times a slow client lost messages and the policy was applied
+	WriteTimeouts  uint64 // connections closed because they took nothing
+	ReportsDropped uint64 // calls of Hooks.OnSlow left out because it was too slow
+}
+
+// String returns the numbers in one line.
+func (s Stats) String() string {
+	return fmt.Sprintf("clients=%d sse=%d websocket=%d topics=%d behind=%d connected=%d refused=%d "+
+		"published=%d delivered=%d bytes=%d resumes=%d gaps=%d fell_behind=%d slow=%d write_timeouts=%d",
+		s.Clients, s.SSE, s.WebSocket, s.Topics, s.Behind, s.Connected, s.Refused,
+		s.Published, s.Delivered, s.BytesSent, s.Resumes, s.Gaps, s.FellBehind, s.Slow, s.WriteTimeouts)
+}
+
+// counters are what the parts count as they go. All are safe for concurrent use; what
+// is counted for every delivery is in the flusher's workers instead.
+type counters struct {
+	sse, webSocket       atomic.Int64
+	connected, refused   atomic.Uint64
+	published            atomic.Uint64
+	delivered, sent      atomic.Uint64 // by writers other than the flusher's workers
+	resumes, gaps        atomic.Uint64
+	fellBehind, slow     atomic.Uint64
+	timeouts, unreported atomic.Uint64
+
+	// followers counts the subscriptions to topics by form, so that publishers know
+	// which forms are wanted. A moment late is no harm: the broker builds what lacks.
+	followers [numForms]atomic.Int64
+}
+
+func (k *counters) wanted() (w wantedForms) {
+	for m := range numForms {
+		w[m] = k.followers[m].Load() > 0
+	}
+	return w
+}
+
+// gauges are what only the broker knows.
+type gauges struct {
+	topics int
+	behind int
+}
+
+// Stats returns a snapshot. It waits for the broker to take note, which is soon, and
+// may be called at any time, also before Start and after Stop.
+func (p *Pushlet) Stats() Stats {
+	k := &p.counters
+	s := Stats{
+		SSE:            int(k.sse.Load()),
+		WebSocket:      int(k.webSocket.Load()),
+		Connected:      k.connected.Load(),
+		Refused:        k.refused.Load(),
+		Published:      k.published.Load(),
+		Delivered:      k.delivered.Load(),
+		BytesSent:      k.sent.Load(),
+		Resumes:        k.resumes.Load(),
+		Gaps:           k.gaps.Load(),
+		FellBehind:     k.fellBehind.Load(),
+		Slow:           k.slow.Load(),
+		WriteTimeouts:  k.timeouts.Load(),
+		ReportsDropped: k.unreported.Load(),
+	}
+	s.Clients = s.SSE + s.WebSocket
+	for _, w := range p.flusher.workers {
+		s.Delivered += w.delivered.Load()
+		s.BytesSent += w.sent.Load()
+	}
+	answer := make(chan gauges, 1)
+	if p.tell(census{answer}) == nil {
+		select {
+		case g := <-answer:
+			s.Topics, s.Behind = g.topics, g.behind
+		case <-p.broker.done:
+		}
+	}
+	return s
+}

@@ -1,0 +1,399 @@
+package pushlet
+
+import (
+	"bufio"
+	"bytes"
+	"compress/flate"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+	"unicode/utf8"
+
+	"github.com/gorilla/websocket"
+)
+
+const (
+	textProtocol     = "pushlet.text" // subprotocol: JSON in text frames
+	handshakeTimeout = 10 * time.Second
+)
+
+func newUpgrader(cfg *config) *websocket.Upgrader {
+	return &websocket.Upgrader{
+		HandshakeTimeout: handshakeTimeout,
+		ReadBufferSize:   cfg.readBuffer,
+		// With a pool, a connection has no write buffer: gorilla writes only control
+		// frames, and those without one.
+		WriteBufferPool:   new(sync.Pool),
+		Subprotocols:      []string{textProtocol},
+		CheckOrigin:       func(*http.Request) bool { return true }, // HandleWebSocket has done it
+		EnableCompression: cfg.compression,
+	}
+}
+
+// HandleWebSocket serves a WebSocket (RFC 6455). Clients subscribe with JSON commands,
+// see the package documentation, or at once with "?topic=a&topic=b", from a position
+// with "&since=". It returns after the handshake; the connection goes on.
+//
+// Answers other than an upgrade: 400 for bad topics, 403 for a foreign origin and from
+// WithAuthorize, 405 and 426 for what is no upgrade, 503 with Retry-After for too many
+// clients, before Start and after Stop.
+func (p *Pushlet) HandleWebSocket(w http.ResponseWriter, r *http.Request) {
+	switch {
+	case r.Method != http.MethodGet:
+		w.Header().Set("Allow", http.MethodGet)
+		p.refuse(w, http.StatusMethodNotAllowed, "method not allowed")
+		return
+	case !websocket.IsWebSocketUpgrade(r):
+		w.Header().Set("Connection", "Upgrade")
+		w.Header().Set("Upgrade", "websocket")
+		p.refuse(w, http.StatusUpgradeRequired, "pushlet: this is a WebSocket endpoint")
+		return
+	case !p.cfg.originAllowed(r):
+		p.log.WithField("origin", r.Header.Get("Origin")).Println("websocket refused: origin not allowed")
+		p.refuse(w, http.StatusForbidden, "pushlet: origin not allowed")
+		return
+	}
+	topics, query, err := p.topicsOf(r)
+	if err != nil {
+		p.refuse(w, http.StatusBadRequest, err.Error())
+		return
+	}
+	if err := p.authorize(r, topics); err != nil {
+		p.refuse(w, http.StatusForbidden, err.Error())
+		return
+	}
+	if err := p.admit(); err != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(1+int(spreadRetry(p.cfg.retry).Seconds())))
+		p.refuse(w, http.StatusServiceUnavailable, err.Error())
+		return
+	}
+	h := &wsHijacker{ResponseWriter: w}
+	ws, err := p.upgrader.Upgrade(h, r, handshakeHeader(w.Header()))
+	if err != nil { // it has answered
+		p.counters.refused.Add(1)
+		p.dismiss()
+		return
+	}
+	info := Client{newClientID(), "websocket", r.RemoteAddr}
+	t := newConnTransport(h.conn.Conn, p.cfg.writeTimeout, time.Duration(p.heartbeat.Load()), false)
+	c := newClient(info.ID, h.conn.form(ws), t, p.env, time.Now())
+	h.conn.client = c
+	p.counters.webSocket.Add(1)
+	p.greet(info)
+
+	p.broker.send(&attach{client: c})
+	rd := &wsReader{p: p, c: c, ws: ws, conn: h.conn, transport: t, info: info}
+	var since *string
+	if query.Has("since") {
+		s := query.Get("since")
+		since = &s
+	}
+	for _, topic := range topics {
+		rd.subscribe(topic, since)
+	}
+	if p.cfg.authorize != nil {
+		// Its context ends with this handler, but it will be asked about later topics.
+		rd.request = r.WithContext(context.WithoutCancel(r.Context()))
+	}
+	go rd.run() // ends with the connection; conns waits for it
+}
+
+// handshakeHeader is what middleware has set, without what belongs to the upgrade.
+func handshakeHeader(h http.Header) http.Header {
+	h = maps.Clone(h)
+	for _, name := range []string{"Connection", "Upgrade", "Content-Length", "Content-Type",
+		"Content-Encoding", "Transfer-Encoding", "Sec-Websocket-Extensions", "Sec-Websocket-Accept"} {
+		delete(h, name)
+	}
+	return h
+}
+
+// wsHijacker hands gorilla the connection as a wsConn.
+type wsHijacker struct {
+	http.ResponseWriter
+	conn *wsConn
+}
+
+func (h *wsHijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	conn, buf, err := http.NewResponseController(h.ResponseWriter).Hijack()
+	if err != nil {
+		return nil, nil, err
+	}
+	h.conn = &wsConn{Conn: conn}
+	return h.conn, buf, nil
+}
+
+// A wsConn is the connection as gorilla sees it. What gorilla writes after the handshake,
+// which is a close frame when the peer breaks the protocol, goes through the client's
+// queue, so that it cannot end up within a data frame.
+type wsConn struct {
+	net.Conn
+	client  *client // nil during the handshake
+	deflate bool    // the handshake agreed on compression
+}
+
+func (c *wsConn) Write(b []byte) (int, error) {
+	if c.client == nil {
+		c.deflate = bytes.Contains(b, []byte("\r\nSec-WebSocket-Extensions: permessage-deflate"))
+		return c.Conn.Write(b)
+	}
+	if c.client.finish(ReasonProtocol, b) == runnable {
+		c.client.kick()
+	}
+	return len(b), nil
+}
+
+// SetWriteDeadline does nothing: deadlines are the flusher's.
+func (c *wsConn) SetWriteDeadline(t time.Time) error {
+	if c.client == nil {
+		return c.Conn.SetWriteDeadline(t)
+	}
+	return nil
+}
+
+// form is what the handshake agreed on.
+func (c *wsConn) form(ws *websocket.Conn) form {
+	m := formBinary
+	if ws.Subprotocol() == textProtocol {
+		m = formText
+	}
+	if c.deflate {
+		m += formBinaryDeflate - formBinary
+	}
+	return m
+}
+
+// A wsReader reads the commands of one client. It belongs to its run.
+type wsReader struct {
+	p         *Pushlet
+	c         *client
+	ws        *websocket.Conn
+	conn      *wsConn
+	transport *connTransport
+	request   *http.Request // for authorize; nil if there is none
+	info      Client
+
+	tokens float64   // for the command rate
+	filled time.Time // when tokens was right
+}
+
+// errTooFast is returned from gorilla's ping handler through NextReader.
+var errTooFast = errors.New("pushlet: too many commands")
+
+func (r *wsReader) run() {
+	r.ws.SetReadLimit(int64(r.p.cfg.maxCommandSize))
+	r.ws.SetPongHandler(func(string) error { r.c.heard(false); return nil })
+	r.ws.SetPingHandler(r.ping)
+	r.ws.SetCloseHandler(func(int, string) error { return nil }) // fail does it
+	r.tokens, r.filled = float64(r.p.cfg.commandBurst), time.Now()
+	var err error
+	for err == nil {
+		err = r.next()
+	}
+	r.fail(err)
+	_ = swallow(r.conn.Conn, make([]byte, 64)) // until the peer, endWrite or abort ends it
+	r.c.abort(ReasonClientClosed)
+	r.p.counters.webSocket.Add(-1)
+	r.p.leave(r.c, r.info)
+}
+
+// A wsError ends the connection with a close code.
+type wsError struct {
+	code int
+	why  string
+}
+
+func (e *wsError) Error() string { return e.why }
+
+// next waits for one message and acts on it.
+func (r *wsReader) next() error {
+	kind, body, err := r.ws.NextReader()
+	if err != nil {
+		return err
+	}
+	buf := commandPool.Get().(*bytes.Buffer)
+	defer commandPool.Put(buf)
+	buf.Reset()
+	if err := r.read(buf, body); err != nil {
+		return err
+	}
+	if kind == websocket.TextMessage && !utf8.Valid(buf.Bytes()) {
+		return &wsError{websocket.CloseInvalidFramePayloadData, "text is not UTF-8"}
+	}
+	if !r.mayCommand() {
+		return errTooFast
+	}
+	r.c.heard(true)
+	r.command(buf.Bytes())
+	return nil
+}
+
+var commandPool = sync.Pool{New: func() any { return new(bytes.Buffer) }}
+
+// read reads a message, up to the limit, which holds after decompression too.
+func (r *wsReader) read(buf *bytes.Buffer, body io.Reader) error {
+	limit := int64(r.p.cfg.maxCommandSize)
+	n, err := buf.ReadFrom(io.LimitReader(body, limit+1))
+	var corrupt flate.CorruptInputError
+	switch {
+	case n > limit:
+		return websocket.ErrReadLimit
+	case errors.As(err, &corrupt), errors.Is(err, io.ErrUnexpectedEOF):
+		return &wsError{websocket.CloseInvalidFramePayloadData, "compressed data is corrupt"}
+	}
+	return err
+}
+
+// mayCommand takes one from the budget of the command rate.
+func (r *wsReader) mayCommand() bool {
+	now := time.Now()
+	r.tokens += now.Sub(r.filled).Seconds() * r.p.cfg.commandRate
+	r.tokens = min(r.tokens, float64(r.p.cfg.commandBurst))
+	r.filled = now
+	if r.tokens < 1 {
+		return false
+	}
+	r.tokens--
+	return true
+}
+
+func (r *wsReader) ping(data string) error {
+	if !r.mayCommand() {
+		return errTooFast
+	}
+	r.c.heard(false)
+	r.reply(append(appendWSHeader(nil, wsFin|wsPong, len(data)), data...))
+	return nil
+}
+
+// fail ends the connection after a read that did not yield a command: with a close frame
+// where one is due, and then the peer has a moment to close.
+func (r *wsReader) fail(err error) {
+	code, why := 0, err.Error()
+	reason := ReasonProtocol
+	var bye *websocket.CloseError
+	var bad *wsError
+	switch {
+	case errors.As(err, &bye) && bye.Code != websocket.CloseAbnormalClosure:
+		code, reason, why = bye.Code, ReasonClientClosed, ""
+		defer r.transport.peerEnded()
+	case errors.As(err, &bad):
+		code = bad.code
+	case errors.Is(err, errTooFast):
+		code = websocket.ClosePolicyViolation
+	case errors.Is(err, websocket.ErrReadLimit):
+		code, why = websocket.CloseMessageTooBig, "command too large"
+	case r.c.isEnding(): // gorilla has sent a close frame, or the connection is at its end
+	default:
+		r.c.abort(readReason(err))
+		return
+	}
+	if code != 0 {
+		frame := wsCloseFrame(code, why)
+		if code == websocket.CloseNoStatusReceived {
+			frame = appendWSHeader(nil, wsFin|wsClose, 0)
+		}
+		if r.c.finish(reason, frame) == runnable {
+			r.c.kick()
+		}
+	}
+}
+
+// A wsCommand is what a client sends.
+type wsCommand struct {
+	Action string   `json:"action"` // subscribe, unsubscribe or ping
+	Topic  *string  `json:"topic"`
+	Topics []string `json:"topics"`
+	Since  *string  `json:"since"` // for subscribe: the ID to resume after
+}
+
+// command acts on a message. Whatever is wrong with it is answered with pushlet.error.
+func (r *wsReader) command(b []byte) {
+	var cmd wsCommand
+	if err := json.Unmarshal(b, &cmd); err != nil {
+		r.error("", "not a command: "+err.Error())
+		return
+	}
+	topics := cmd.Topics
+	if cmd.Topic != nil {
+		topics = append([]string{*cmd.Topic}, topics...)
+	}
+	act := r.unsubscribe
+	switch cmd.Action {
+	case "ping":
+		r.reply(wsReply(r.c.form, "", eventPong, "", msgID{}, time.Now()))
+		return
+	case "subscribe":
+		act = func(topic string) { r.subscribe(topic, cmd.Since) }
+	case "unsubscribe":
+	default:
+		r.error("", fmt.Sprintf("unknown action %q", cutUTF8(cmd.Action, 64)))
+		return
+	}
+	switch {
+	case len(topics) == 0:
+		r.error("", cmd.Action+" without a topic")
+		return
+	case len(topics) > r.p.cfg.maxTopics:
+		r.error("", fmt.Sprintf("more than %d topics", r.p.cfg.maxTopics))
+		return
+	}
+	for _, topic := range topics {
+		if topic != broadcastTopic {
+			if err := checkTopic(topic); err != nil {
+				r.error("", err.Error())
+				continue
+			}
+		}
+		act(topic)
+	}
+}
+
+// subscribe follows a topic that has been checked, from a position if there is one.
+func (r *wsReader) subscribe(topic string, since *string) {
+	if r.request != nil && topic != broadcastTopic {
+		if err := r.p.cfg.authorize(r.request, topic); err != nil {
+			r.error(topic, err.Error())
+			return
+		}
+	}
+	now := time.Now()
+	cmd := &subscribe{
+		client: r.c,
+		topic:  topic,
+		hello:  appendJSONHead(nil, topic, eventSubscribed, "", now),
+		now:    now,
+	}
+	if since != nil {
+		cmd.resume = true
+		cmd.since, _ = parseID(*since) // zero, if it is no ID, is a gap
+	}
+	r.p.broker.send(cmd) // the broker runs until all clients have left
+}
+
+func (r *wsReader) unsubscribe(topic string) {
+	now := time.Now()
+	reply := wsReply(r.c.form, topic, eventUnsubscribed, "", msgID{}, now)
+	r.p.broker.send(&unsubscribe{client: r.c, topic: topic, reply: reply, now: now})
+}
+
+func (r *wsReader) error(topic, why string) {
+	r.reply(wsReply(r.c.form, topic, eventError, why, msgID{}, time.Now()))
+}
+
+// reply queues a frame for this client; one that never reads its answers is ended.
+func (r *wsReader) reply(frame []byte) {
+	switch r.c.tell(frame) {
+	case runnable:
+		r.c.kick()
+	case full:
+		r.c.abort(ReasonSlow)
+	}
+}
