@@ -29,6 +29,7 @@ type broker struct {
 	all     *topic   // the broadcast log
 	logs    []*topic // topics with a log, which are swept in turn
 	nextLog int
+	now     time.Time // as of the last message or tick: the broker has no clock
 	clients int
 	behind  map[*client]struct{} // clients with a subscription that is behind
 	buckets [heartbeatBuckets][]*client
@@ -89,6 +90,10 @@ type (
 		reply  []byte // pushlet.unsubscribed, a whole frame
 		now    time.Time
 	}
+	reply struct { // by the broker, so that answers come in the order of the commands
+		client *client
+		frame  []byte
+	}
 	page struct{ client *client }
 	tick struct {
 		now   time.Time
@@ -105,6 +110,7 @@ func (*attach) isCommand()      {}
 func (*detach) isCommand()      {}
 func (*subscribe) isCommand()   {}
 func (*unsubscribe) isCommand() {}
+func (*reply) isCommand()       {}
 func (page) isCommand()         {}
 func (tick) isCommand()         {}
 func (drain) isCommand()        {}
@@ -125,6 +131,7 @@ func newBroker(cfg *config, f *flusher, k *counters, report func(SlowConsumer), 
 		lineage:  lineage,
 		topics:   make(map[string]*topic),
 		behind:   make(map[*client]struct{}),
+		now:      now,
 	}
 	b.start = msgID{}.next(uint64(now.UnixMilli()), lineage)
 	b.last, b.floor = b.start, b.start
@@ -179,9 +186,12 @@ func (b *broker) apply(cmd command) {
 		b.subscribe(cmd)
 	case *unsubscribe:
 		b.unsubscribe(cmd)
+	case *reply:
+		b.tell(cmd.client, cmd.frame)
 	case page:
 		b.page(cmd.client)
 	case tick:
+		b.now = cmd.now
 		b.heartbeat(cmd.now, cmd.beats)
 		b.sweepHistory(cmd.now)
 		b.sweepBehind()
@@ -222,6 +232,7 @@ func (b *broker) publish(f *frame) {
 	if f.topic != broadcastTopic {
 		t = b.topics[f.topic]
 	}
+	b.now = f.at
 	b.last = b.last.next(uint64(f.at.UnixMilli()), b.lineage)
 	f.id = b.last
 	if t == nil {

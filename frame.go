@@ -222,6 +222,7 @@ func appendJSONString(b []byte, s string) []byte {
 const (
 	wsFin        = 0x80
 	wsCompressed = 0x40
+	wsMasked     = 0x80 // in the second byte
 	wsText       = 0x1
 	wsBinary     = 0x2
 	wsClose      = 0x8

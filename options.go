@@ -61,7 +61,7 @@ func defaultConfig() config {
 		maxCommandSize: 64 << 10,
 		commandRate:    50,
 		commandBurst:   200,
-		readBuffer:     512,
+		readBuffer:     288,
 		hijack:         true,
 		verify:         os.Getenv("PUSHLET_VERIFY") == "1",
 	}
@@ -242,9 +242,9 @@ func WithCommandRate(perSecond float64, burst int) Option {
 }
 
 // WithReadBufferSize sets the bytes of the buffer that each WebSocket connection reads
-// into; longer messages are read in steps. The default is 512.
+// into, at least 257; longer messages are read in steps. The default is 288, more than most commands need.
 func WithReadBufferSize(bytes int) Option {
-	return positive("WithReadBufferSize", bytes, func(c *config) { c.readBuffer = bytes })
+	return positive("WithReadBufferSize", bytes, func(c *config) { c.readBuffer = max(bytes, minReadBuffer) })
 }
 
 // WithCompression offers permessage-deflate to WebSocket clients. A message is

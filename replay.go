@@ -1,9 +1,5 @@
 package pushlet
 
-import (
-	"time"
-)
-
 // resume says where a client stopped.
 type resume struct {
 	cursor cursor
@@ -62,7 +58,6 @@ func (b *broker) missing(t *topic, pos msgID, known bool) Reason {
 // tellGaps tells a client what it misses and puts it behind the gaps: one event for
 // each reason to an SSE client, one for each topic to a WebSocket client.
 func (b *broker) tellGaps(c *client, gaps []gap) {
-	now := time.UnixMilli(int64(b.last.ms))
 	for len(gaps) > 0 {
 		why := gaps[0].why
 		var others []gap
@@ -76,7 +71,7 @@ func (b *broker) tellGaps(c *client, gaps []gap) {
 			names = append(names, g.sub.topic.name)
 			b.counters.gaps.Add(1)
 			if c.form != formSSE {
-				b.tell(c, wsReply(c.form, g.sub.topic.name, eventGap, string(why), g.sub.pos, now))
+				b.tell(c, wsReply(c.form, g.sub.topic.name, eventGap, string(why), g.sub.pos, b.now))
 			}
 		}
 		if c.form == formSSE {

@@ -22,12 +22,13 @@ import (
 const (
 	textProtocol     = "pushlet.text" // subprotocol: JSON in text frames
 	handshakeTimeout = 10 * time.Second
+	minReadBuffer    = 257 // gorilla makes a buffer of its own instead of a smaller one
 )
 
 func newUpgrader(cfg *config) *websocket.Upgrader {
 	return &websocket.Upgrader{
 		HandshakeTimeout: handshakeTimeout,
-		ReadBufferSize:   cfg.readBuffer,
+		ReadBufferSize:   0, // it takes the reader that wsHijacker gives it
 		// With a pool, a connection has no write buffer: gorilla writes only control
 		// frames, and those without one.
 		WriteBufferPool:   new(sync.Pool),
@@ -74,7 +75,7 @@ func (p *Pushlet) HandleWebSocket(w http.ResponseWriter, r *http.Request) {
 		p.refuse(w, http.StatusServiceUnavailable, err.Error())
 		return
 	}
-	h := &wsHijacker{ResponseWriter: w}
+	h := &wsHijacker{ResponseWriter: w, bufferSize: p.cfg.readBuffer}
 	ws, err := p.upgrader.Upgrade(h, r, handshakeHeader(w.Header()))
 	if err != nil { // it has answered
 		p.counters.refused.Add(1)
@@ -89,7 +90,8 @@ func (p *Pushlet) HandleWebSocket(w http.ResponseWriter, r *http.Request) {
 	p.greet(info)
 
 	p.broker.send(&attach{client: c})
-	rd := &wsReader{p: p, c: c, ws: ws, conn: h.conn, transport: t, info: info}
+	rd := &wsReader{p: p, c: c, ws: ws, conn: h.conn, buf: h.buf, transport: t, info: info}
+	rd.prepare()
 	var since *string
 	if query.Has("since") {
 		s := query.Get("since")
@@ -102,7 +104,7 @@ func (p *Pushlet) HandleWebSocket(w http.ResponseWriter, r *http.Request) {
 		// Its context ends with this handler, but it will be asked about later topics.
 		rd.request = r.WithContext(context.WithoutCancel(r.Context()))
 	}
-	go rd.run() // ends with the connection; conns waits for it
+	go rd.wait() // ends with the connection; conns waits for it
 }
 
 // handshakeHeader is what middleware has set, without what belongs to the upgrade.
@@ -115,19 +117,26 @@ func handshakeHeader(h http.Header) http.Header {
 	return h
 }
 
-// wsHijacker hands gorilla the connection as a wsConn.
+// wsHijacker hands gorilla the connection as a wsConn, with a reader that we know, so
+// that we can tell whether there is something in it.
 type wsHijacker struct {
 	http.ResponseWriter
-	conn *wsConn
+	bufferSize int
+	conn       *wsConn
+	buf        *bufio.Reader
 }
 
 func (h *wsHijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
-	conn, buf, err := http.NewResponseController(h.ResponseWriter).Hijack()
+	conn, brw, err := http.NewResponseController(h.ResponseWriter).Hijack()
 	if err != nil {
 		return nil, nil, err
 	}
 	h.conn = &wsConn{Conn: conn}
-	return h.conn, buf, nil
+	if brw.Reader.Buffered() == 0 { // else gorilla refuses, as it should
+		h.buf = bufio.NewReaderSize(h.conn, h.bufferSize)
+		brw.Reader = h.buf
+	}
+	return h.conn, brw, nil
 }
 
 // A wsConn is the connection as gorilla sees it. What gorilla writes after the handshake,
@@ -136,7 +145,17 @@ func (h *wsHijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 type wsConn struct {
 	net.Conn
 	client  *client // nil during the handshake
+	ahead   []byte  // read by wsReader.wait, to come first
 	deflate bool    // the handshake agreed on compression
+}
+
+func (c *wsConn) Read(b []byte) (int, error) {
+	if len(c.ahead) > 0 {
+		n := copy(b, c.ahead)
+		c.ahead = c.ahead[n:]
+		return n, nil
+	}
+	return c.Conn.Read(b)
 }
 
 func (c *wsConn) Write(b []byte) (int, error) {
@@ -170,12 +189,16 @@ func (c *wsConn) form(ws *websocket.Conn) form {
 	return m
 }
 
-// A wsReader reads the commands of one client. It belongs to its run.
+// A wsReader reads the commands of one client. It belongs to one goroutine at a time:
+// while nothing comes that is wait, which needs next to no stack, so that an idle client
+// costs little; a stack that has grown would stay so. What wait hears of is read by read.
 type wsReader struct {
 	p         *Pushlet
 	c         *client
 	ws        *websocket.Conn
 	conn      *wsConn
+	buf       *bufio.Reader // between conn and ws
+	first     [16]byte      // wait reads into it
 	transport *connTransport
 	request   *http.Request // for authorize; nil if there is none
 	info      Client
@@ -187,15 +210,38 @@ type wsReader struct {
 // errTooFast is returned from gorilla's ping handler through NextReader.
 var errTooFast = errors.New("pushlet: too many commands")
 
-func (r *wsReader) run() {
+func (r *wsReader) prepare() {
 	r.ws.SetReadLimit(int64(r.p.cfg.maxCommandSize))
 	r.ws.SetPongHandler(func(string) error { r.c.heard(false); return nil })
 	r.ws.SetPingHandler(r.ping)
 	r.ws.SetCloseHandler(func(int, string) error { return nil }) // fail does it
 	r.tokens, r.filled = float64(r.p.cfg.commandBurst), time.Now()
-	var err error
+}
+
+// wait waits for the first bytes of something and leaves the rest to a new goroutine. Only
+// the answer to our ping it takes itself, since that is all that most clients ever send.
+func (r *wsReader) wait() {
+	n, err := r.conn.Conn.Read(r.first[:])
+	for err == nil && isPong(r.first[:n]) {
+		r.c.heard(false)
+		n, err = r.conn.Conn.Read(r.first[:])
+	}
+	r.conn.ahead = r.first[:n]
+	go r.read(err)
+}
+
+// isPong reports whether b is just a pong without payload, as a client sends it: masked.
+func isPong(b []byte) bool {
+	return len(b) == 6 && b[0] == wsFin|wsPong && b[1] == wsMasked
+}
+
+// read acts on what has come until all is read, or the connection has failed.
+func (r *wsReader) read(err error) {
 	for err == nil {
-		err = r.next()
+		if err = r.next(); err == nil && len(r.conn.ahead) == 0 && r.buf.Buffered() == 0 {
+			go r.wait()
+			return
+		}
 	}
 	r.fail(err)
 	_ = swallow(r.conn.Conn, make([]byte, 64)) // until the peer, endWrite or abort ends it
@@ -221,7 +267,7 @@ func (r *wsReader) next() error {
 	buf := commandPool.Get().(*bytes.Buffer)
 	defer commandPool.Put(buf)
 	buf.Reset()
-	if err := r.read(buf, body); err != nil {
+	if err := r.readAll(buf, body); err != nil {
 		return err
 	}
 	if kind == websocket.TextMessage && !utf8.Valid(buf.Bytes()) {
@@ -237,8 +283,8 @@ func (r *wsReader) next() error {
 
 var commandPool = sync.Pool{New: func() any { return new(bytes.Buffer) }}
 
-// read reads a message, up to the limit, which holds after decompression too.
-func (r *wsReader) read(buf *bytes.Buffer, body io.Reader) error {
+// readAll reads a message, up to the limit, which holds after decompression too.
+func (r *wsReader) readAll(buf *bytes.Buffer, body io.Reader) error {
 	limit := int64(r.p.cfg.maxCommandSize)
 	n, err := buf.ReadFrom(io.LimitReader(body, limit+1))
 	var corrupt flate.CorruptInputError
@@ -269,7 +315,8 @@ func (r *wsReader) ping(data string) error {
 		return errTooFast
 	}
 	r.c.heard(false)
-	r.reply(append(appendWSHeader(nil, wsFin|wsPong, len(data)), data...))
+	pong := append(appendWSHeader(nil, wsFin|wsPong, len(data)), data...)
+	r.p.broker.send(&reply{r.c, pong})
 	return nil
 }
 
@@ -328,7 +375,7 @@ func (r *wsReader) command(b []byte) {
 	act := r.unsubscribe
 	switch cmd.Action {
 	case "ping":
-		r.reply(wsReply(r.c.form, "", eventPong, "", msgID{}, time.Now()))
+		r.answer("", eventPong, "")
 		return
 	case "subscribe":
 		act = func(topic string) { r.subscribe(topic, cmd.Since) }
@@ -384,16 +431,9 @@ func (r *wsReader) unsubscribe(topic string) {
 	r.p.broker.send(&unsubscribe{client: r.c, topic: topic, reply: reply, now: now})
 }
 
-func (r *wsReader) error(topic, why string) {
-	r.reply(wsReply(r.c.form, topic, eventError, why, msgID{}, time.Now()))
-}
+func (r *wsReader) error(topic, why string) { r.answer(topic, eventError, why) }
 
-// reply queues a frame for this client; one that never reads its answers is ended.
-func (r *wsReader) reply(frame []byte) {
-	switch r.c.tell(frame) {
-	case runnable:
-		r.c.kick()
-	case full:
-		r.c.abort(ReasonSlow)
-	}
+// answer queues a frame that is no message of a topic.
+func (r *wsReader) answer(topic, event, data string) {
+	r.p.broker.send(&reply{r.c, wsReply(r.c.form, topic, event, data, msgID{}, time.Now())})
 }
