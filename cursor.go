@@ -31,10 +31,13 @@ type position struct {
 	id   msgID
 }
 
-const (
-	cursorVersion  = 1
-	maxCursorToken = 8 << 10 // bytes; longer ones are not looked at
-)
+const cursorVersion = 1
+
+// maxToken is how long the token of a client of so many topics can be.
+func maxToken(topics int) int {
+	const position = hashBytes + 2*binary.MaxVarintLen64
+	return base64.RawURLEncoding.EncodedLen(1 + binary.MaxVarintLen64 + (topics+2)*position)
+}
 
 // A topicHash stands for a topic in a cursor: 40 bits, the same in every process.
 type topicHash uint64
@@ -81,9 +84,6 @@ func appendDistance(b []byte, newest, id msgID) []byte {
 
 // parseCursor reads a token that appendToken wrote, from whatever a client sent.
 func parseCursor(token string) (cursor, bool) {
-	if len(token) > maxCursorToken {
-		return cursor{}, false
-	}
 	raw, err := base64.RawURLEncoding.Strict().DecodeString(token)
 	if err != nil || len(raw) == 0 || raw[0] != cursorVersion {
 		return cursor{}, false

@@ -61,7 +61,7 @@ func (p *Pushlet) HandleSSE(w http.ResponseWriter, r *http.Request) {
 	s := &sseRequest{
 		info:   Client{newClientID(), "sse", r.RemoteAddr},
 		topics: topics,
-		resume: resumeOf(r, query.Get("lastEventId")),
+		resume: p.resumeOf(r, query.Get("lastEventId")),
 	}
 	p.counters.sse.Add(1)
 	if !p.hijackSSE(w, r, s) {
@@ -92,13 +92,16 @@ func (p *Pushlet) preflight(w http.ResponseWriter) {
 }
 
 // resumeOf reads where a client stopped, nil if it did not say.
-func resumeOf(r *http.Request, fromQuery string) *resume {
+func (p *Pushlet) resumeOf(r *http.Request, fromQuery string) *resume {
 	token := r.Header.Get("Last-Event-ID")
 	if token == "" {
 		token = fromQuery
 	}
 	if token == "" {
 		return nil
+	}
+	if len(token) > maxToken(p.cfg.maxTopics) {
+		return &resume{} // none of ours
 	}
 	c, ok := parseCursor(token)
 	return &resume{cursor: c, known: ok}
