@@ -156,7 +156,7 @@ func (b *broker) run() {
 		if len(b.inbox) == 0 || len(b.ready) >= readyBatch {
 			b.handOver()
 		}
-		if b.applied++; b.verify && (b.clients+len(b.topics) < 100 || b.applied%1000 == 0) {
+		if b.applied++; b.verify && (b.applied < 1000 || b.applied%1000 == 0) {
 			b.checkInvariants()
 		}
 	}
@@ -384,7 +384,7 @@ func (b *broker) attach(cmd *attach) {
 	c.leaving = b.leaving
 	b.page(c)
 	if b.cut {
-		c.abort(ReasonShutdown)
+		b.flusher.abort(c, ReasonShutdown)
 	}
 }
 
@@ -410,7 +410,7 @@ func (b *broker) tell(c *client, reply []byte) {
 	case runnable:
 		b.runnable(c)
 	case full:
-		c.abort(ReasonSlow)
+		b.flusher.abort(c, ReasonSlow)
 	}
 }
 
@@ -458,7 +458,7 @@ func (b *broker) beat(c *client, now time.Time) {
 	o, active, dead := c.beat(signal, isWS)
 	switch {
 	case dead:
-		c.abort(ReasonHeartbeat)
+		b.flusher.abort(c, ReasonHeartbeat)
 	case o == runnable:
 		b.runnable(c)
 	}
@@ -491,7 +491,7 @@ func (b *broker) abortAll() {
 	b.cut = true
 	for _, bucket := range b.buckets {
 		for _, c := range bucket {
-			c.abort(ReasonShutdown)
+			b.flusher.abort(c, ReasonShutdown)
 		}
 	}
 }

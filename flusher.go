@@ -11,7 +11,7 @@ import (
 // queue and write without ever waiting; a client whose socket is full goes on in a
 // goroutine of its own, which waits for the socket, with a deadline.
 type flusher struct {
-	wg      sync.WaitGroup // workers and blocked writers
+	wg      sync.WaitGroup // workers, blocked writers, aborts
 	workers []*worker
 
 	// Guarded by mu.
@@ -175,6 +175,11 @@ var scratchPool = sync.Pool{New: func() any {
 	b := make([]byte, 0, 8<<10)
 	return &b
 }}
+
+// abort ends a client for one who must not wait, as closing a connection might.
+func (f *flusher) abort(c *client, why Reason) {
+	f.wg.Go(func() { c.abort(why) })
+}
 
 // proceed does what remains when nothing is queued.
 func (c *client) proceed(step nextStep) {

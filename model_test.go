@@ -193,7 +193,7 @@ func (w *modelWorld) someTopics() []string {
 
 // boot starts a process.
 func (w *modelWorld) boot() {
-	f := newFlusher(1)
+	f := newFlusher(0) // flushOne stands for its workers
 	w.env = &clientEnv{
 		maxMessages: w.cfg.queueMessages,
 		maxBytes:    w.cfg.queueBytes,
@@ -210,6 +210,7 @@ func (w *modelWorld) apply(cmd command) {
 	w.broker.apply(cmd)
 	w.broker.handOver()
 	f := w.broker.flusher
+	f.wg.Wait() // for aborts
 	w.runnable = append(w.runnable, f.clients[f.head:]...)
 	f.clients, f.head = nil, 0
 }

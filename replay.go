@@ -254,7 +254,7 @@ func (b *broker) sweepBehind() {
 			}
 			b.applyPolicy(s)
 			if s.topic.policy == Disconnect {
-				c.abort(ReasonSlow)
+				b.flusher.abort(c, ReasonSlow)
 			}
 		}
 	}
