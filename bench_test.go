@@ -10,10 +10,10 @@ import (
 // nullTransport takes everything at once.
 type nullTransport struct{}
 
-func (t *nullTransport) tryWrite(_ *socketWriter, b []byte) (int, error) { return len(b), nil }
-func (t *nullTransport) write([]byte) error                              { return nil }
-func (t *nullTransport) endWrite()                                       {}
-func (t *nullTransport) close()                                          {}
+func (nullTransport) tryWrite(_ *socketWriter, b []byte) (int, error) { return len(b), nil }
+func (nullTransport) write([]byte) error                              { return nil }
+func (nullTransport) endWrite()                                       {}
+func (nullTransport) close()                                          {}
 
 func startForBench(b *testing.B, options ...Option) *Pushlet {
 	b.Helper()
@@ -29,7 +29,7 @@ func startForBench(b *testing.B, options ...Option) *Pushlet {
 // attachForBench adds a client of topic that has no connection.
 func attachForBench(b *testing.B, p *Pushlet, form form, topic string) {
 	b.Helper()
-	c := newClient(newClientID(), form, &nullTransport{}, p.env, time.Now())
+	c := newClient(newClientID(), form, nullTransport{}, p.env, time.Now())
 	p.broker.send(&attach{client: c, topics: []string{topic}})
 	b.Cleanup(func() { p.broker.send(&detach{c, time.Now()}) })
 }

@@ -1,0 +1,161 @@
+package pushlet
+
+import (
+	"strings"
+	"testing"
+	"time"
+)
+
+// newTestBroker returns a broker that does not run: the test applies the commands. No
+// worker takes what is runnable.
+func newTestBroker(t *testing.T, options ...Option) (*broker, *clientEnv) {
+	t.Helper()
+	cfg := defaultConfig()
+	for _, option := range options {
+		option(&cfg)
+	}
+	if cfg.err != nil {
+		t.Fatal(cfg.err)
+	}
+	k, f := new(counters), newFlusher(0)
+	env := &clientEnv{maxMessages: cfg.queueMessages, maxBytes: cfg.queueBytes, flusher: f, counters: k}
+	return newBroker(&cfg, f, k, func(SlowConsumer) {}, time.Now()), env
+}
+
+func attachTo(b *broker, env *clientEnv, form form, topics ...string) *client {
+	c := newClient(newClientID(), form, nullTransport{}, env, time.Now())
+	b.apply(&attach{client: c, topics: topics})
+	return c
+}
+
+func publishTo(b *broker, topic, data string) *frame {
+	f := newFrame(topic, "", data, time.Now())
+	b.apply(f)
+	return f
+}
+
+// drainQueue writes all that is queued, as a flusher does, and returns it and what is to
+// be done next.
+func drainQueue(c *client) (written string, step nextStep) {
+	for {
+		b := c.peek(make([]byte, 0, 4096))
+		written += string(b)
+		if step, _ = c.wrote(len(b)); step != stepMore {
+			return written, step
+		}
+	}
+}
+
+// A client whose queue was full may have been drained by the time the broker notes that it
+// is behind. Then nobody will ask for the page, and the broker must go on by itself.
+func TestFallBehindAfterDrain(t *testing.T) {
+	b, env := newTestBroker(t, WithQueue(1, 1<<20))
+	c := attachTo(b, env, formSSE, "a")
+	publishTo(b, "a", "first")
+	f := newFrame("a", "", "second", time.Now())
+	b.publish(f) // the queue is full, so this runs fallBehind ...
+	if c.behind == 0 {
+		t.Fatal("the client is not behind")
+	}
+	if got, step := drainQueue(c); step != stepPage || strings.Contains(got, "second") {
+		t.Fatalf("wrote %q, then step %v", got, step)
+	}
+	b.page(c)
+	if got, _ := drainQueue(c); !strings.Contains(got, "second") {
+		t.Fatalf("from history: %q", got)
+	}
+
+	// ... and here the flusher comes between the full queue and fallBehind.
+	third := publishTo(b, "a", "third")
+	if _, step := drainQueue(c); step != stepIdle {
+		t.Fatalf("step %v, want idle", step)
+	}
+	b.fallBehind(c, third)
+	if got, _ := drainQueue(c); !strings.Contains(got, "third") {
+		t.Errorf("after the queue was drained: %q, want the third message", got)
+	}
+	b.checkInvariants()
+}
+
+// What is queued for a client is one range as long as its messages are neighbours, also
+// where others were written in between.
+func TestQueueMergesNeighbours(t *testing.T) {
+	for form := range numForms {
+		b, env := newTestBroker(t)
+		c := attachTo(b, env, form, "a")
+		drainQueue(c)
+		publishTo(b, "b", "not for it")
+		for range 10 {
+			publishTo(b, "a", "message")
+		}
+		// Segments of 256, 512 and 1024 bytes hold them all.
+		if len(c.queue) > 3 {
+			t.Errorf("form %d: 10 messages are %d ranges", form, len(c.queue))
+		}
+		if c.messages != 10 {
+			t.Errorf("form %d: %d messages are queued", form, c.messages)
+		}
+	}
+}
+
+// Part of a range may be written; the count of messages stays right.
+func TestQueueTakesParts(t *testing.T) {
+	b, env := newTestBroker(t)
+	c := attachTo(b, env, formBinary, "a")
+	drainQueue(c)
+	for range 20 {
+		publishTo(b, "a", strings.Repeat("x", 50))
+	}
+	messages, bytes := 0, 0
+	for {
+		chunk := c.peek(make([]byte, 0, 512))
+		chunk = chunk[:min(7, len(chunk))]
+		step, n := c.wrote(len(chunk))
+		messages += n
+		bytes += len(chunk)
+		if step != stepMore {
+			break
+		}
+	}
+	if messages != 20 || c.messages != 0 || c.bytes != 0 {
+		t.Errorf("%d messages written, %d messages and %d bytes left", messages, c.messages, c.bytes)
+	}
+	if c.private != nil || c.spare[0].seg != nil {
+		t.Error("an empty queue keeps a segment")
+	}
+}
+
+// A topic that nobody follows and whose messages are old costs nothing, and a position in
+// it is then a gap; positions handed out since are not.
+func TestTopicIsForgotten(t *testing.T) {
+	b, env := newTestBroker(t, WithLastMessageAge(time.Hour))
+	now := time.Now()
+	f := publishTo(b, "a", "message")
+	c := attachTo(b, env, formBinary, "never published to")
+	sweep := func(after time.Duration) { b.apply(tick{now: now.Add(after)}) }
+
+	sweep(59 * time.Minute)
+	if b.topics["a"] == nil {
+		t.Fatal("forgotten too early")
+	}
+	if why := b.missing(b.topicFor("a"), f.id, true); why != "" {
+		t.Errorf("the position of the last message: %s", why)
+	}
+	sweep(61 * time.Minute)
+	if b.topics["a"] != nil || len(b.logs) != 0 {
+		t.Fatal("not forgotten")
+	}
+	later := b.last.next(b.last.ms+1, b.lineage)
+	b.last = later
+	if why := b.missing(b.newTopic("a"), f.prev, true); why != gapExpired {
+		t.Errorf("a position before its last message: %q, want %q", why, gapExpired)
+	}
+	if why := b.missing(b.newTopic("a"), later, true); why != "" {
+		t.Errorf("a later position: %q", why)
+	}
+	b.detach(c, now)
+	if len(b.topics) != 0 {
+		t.Error("a topic without follower or messages is kept")
+	}
+	b.checkInvariants()
+}
