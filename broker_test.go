@@ -38,7 +38,7 @@ func publishTo(b *broker, topic, data string) *frame {
 // be done next.
 func drainQueue(c *client) (written string, step nextStep) {
 	for {
-		b := c.peek(make([]byte, 0, 4096))
+		b, _ := c.peek(make([]byte, 0, 4096))
 		written += string(b)
 		if step, _ = c.wrote(len(b)); step != stepMore {
 			return written, step
@@ -108,7 +108,7 @@ func TestQueueTakesParts(t *testing.T) {
 	}
 	messages, bytes := 0, 0
 	for {
-		chunk := c.peek(make([]byte, 0, 512))
+		chunk, _ := c.peek(make([]byte, 0, 512))
 		chunk = chunk[:min(7, len(chunk))]
 		step, n := c.wrote(len(chunk))
 		messages += n

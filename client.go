@@ -43,6 +43,7 @@ type client struct {
 	closed     bool
 	active     bool // a message was written or a command came since the last heartbeat
 	unanswered bool // a ping was sent and nothing came since
+	probe      bool // a heartbeat has come: see whether the peer is lost
 	reason     Reason
 }
 
@@ -214,17 +215,19 @@ func (c *client) kick() {
 }
 
 // peek returns the bytes to write next, or nil if there are none. Several short spans
-// are gathered in scratch; a long one, or the only one, is returned as it lies.
-func (c *client) peek(scratch []byte) []byte {
+// are gathered in scratch; a long one, or the only one, is returned as it lies. Once
+// for every heartbeat, probe asks to see whether the peer is lost.
+func (c *client) peek(scratch []byte) (b []byte, probe bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	probe, c.probe = c.probe, false
 	if len(c.queue) == 0 {
-		return nil
+		return nil, probe
 	}
 	if b := c.queue[0].bytes(); len(c.queue) == 1 || len(b) >= cap(scratch)/2 {
-		return b
+		return b, probe
 	}
-	b := scratch[:0]
+	b = scratch[:0]
 	for _, s := range c.queue {
 		part := s.bytes()
 		room := cap(b) - len(b)
@@ -233,7 +236,7 @@ func (c *client) peek(scratch []byte) []byte {
 			break
 		}
 	}
-	return b
+	return b, probe
 }
 
 // A next step of a flusher, after it has written something to a client.
@@ -316,6 +319,7 @@ func (c *client) beat(ping span, expectAnswer bool) (o outcome, active, dead boo
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	active, c.active = c.active, false
+	c.probe = true
 	if c.ending || len(c.queue) > 0 {
 		return ignored, active, false
 	}

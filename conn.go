@@ -10,10 +10,10 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/gorilla/websocket"
@@ -53,17 +53,35 @@ func (p *Pushlet) topicsOf(r *http.Request) (topics []string, query url.Values, 
 	return topics, query, nil
 }
 
-// authorize asks the application for each topic.
-func (p *Pushlet) authorize(r *http.Request, topics []string) error {
+// authorize asks the application for each topic. A panic is a refusal.
+func (p *Pushlet) authorize(r *http.Request, topics ...string) (err error) {
 	if p.cfg.authorize == nil {
 		return nil
 	}
-	for _, topic := range topics {
-		if err := p.cfg.authorize(r, topic); err != nil {
-			return err
+	err = errAuthorizePanic
+	p.guard("WithAuthorize", func() {
+		for _, topic := range topics {
+			if err = p.cfg.authorize(r, topic); err != nil {
+				return
+			}
+			err = errAuthorizePanic // until the next has answered
 		}
-	}
-	return nil
+		err = nil
+	})
+	return err
+}
+
+var errAuthorizePanic = errors.New("pushlet: authorization failed")
+
+// guard calls a function of the application. If it panics that is logged, and goes no
+// further: it may run in a goroutine of ours, where it would end the process.
+func (p *Pushlet) guard(name string, call func()) {
+	defer func() {
+		if v := recover(); v != nil {
+			p.log.WithField("panic", v).WithField("stack", string(debug.Stack())).Println(name, "panicked")
+		}
+	}()
+	call()
 }
 
 // refuse answers a request that cannot be served, and counts it.
@@ -112,7 +130,7 @@ func newClientID() string { return rand.Text() }
 func (p *Pushlet) greet(info Client) {
 	p.counters.connected.Add(1)
 	if p.cfg.hooks.OnConnect != nil {
-		p.cfg.hooks.OnConnect(info)
+		p.guard("OnConnect", func() { p.cfg.hooks.OnConnect(info) })
 	}
 }
 
@@ -129,27 +147,19 @@ func (p *Pushlet) leave(c *client, info Client) {
 			Println(info.Protocol, "connection ended:", string(why))
 	}
 	if p.cfg.hooks.OnDisconnect != nil {
-		p.cfg.hooks.OnDisconnect(info, why)
+		p.guard("OnDisconnect", func() { p.cfg.hooks.OnDisconnect(info, why) })
 	}
 	p.dismiss()
 }
 
 // swallow reads and drops what a peer sends that has nothing to say any more, until the
 // connection ends.
-func swallow(conn net.Conn, buf []byte) error {
+func swallow(conn net.Conn, buf []byte) {
 	for {
 		if _, err := conn.Read(buf); err != nil {
-			return err
+			return
 		}
 	}
-}
-
-// readReason says what a failed read means.
-func readReason(err error) Reason {
-	if errors.Is(err, syscall.ETIMEDOUT) {
-		return ReasonHeartbeat // nothing was acknowledged, see setUserTimeout
-	}
-	return ReasonClientClosed
 }
 
 // spreadRetry is when a client that we send away should come back.

@@ -31,7 +31,7 @@ const (
 	grabSize = 16
 	// blockedChunk bounds one waiting write, so that what a slow client has taken is
 	// known, and the deadline renewed, in steps of this many bytes.
-	blockedChunk = 64 << 10
+	blockedChunk = 16 << 10
 )
 
 func newFlusher(workers int) *flusher {
@@ -130,7 +130,11 @@ func (w *worker) run() {
 
 // flush writes once to c and sees to it that somebody goes on where more is to do.
 func (w *worker) flush(c *client) {
-	chunk := c.peek(w.scratch)
+	chunk, probe := c.peek(w.scratch)
+	if probe && c.transport.lost() {
+		c.abort(ReasonHeartbeat)
+		return
+	}
 	n, err := c.transport.tryWrite(&w.socket, chunk)
 	if err != nil {
 		c.abort(writeReason(err))
@@ -155,7 +159,11 @@ func (f *flusher) drain(c *client) {
 	scratch := scratchPool.Get().(*[]byte)
 	defer scratchPool.Put(scratch)
 	for {
-		chunk := c.peek(*scratch)
+		chunk, probe := c.peek(*scratch)
+		if probe && c.transport.lost() {
+			c.abort(ReasonHeartbeat)
+			return
+		}
 		chunk = chunk[:min(len(chunk), blockedChunk)]
 		if err := c.transport.write(chunk); err != nil {
 			c.abort(writeReason(err))
@@ -192,8 +200,11 @@ func (c *client) proceed(step nextStep) {
 }
 
 func writeReason(err error) Reason {
-	if errors.Is(err, os.ErrDeadlineExceeded) {
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded):
 		return ReasonWriteTimeout
+	case errors.Is(err, errLost):
+		return ReasonHeartbeat
 	}
 	return ReasonConnection
 }

@@ -1,7 +1,7 @@
 package pushlet
 
 // Hooks are called when something happens that an application may want to know. Any
-// may be nil.
+// may be nil. One that panics is logged, and nothing more.
 type Hooks struct {
 	// OnConnect is called when a client has been accepted, before it gets anything.
 	// It is called in the connection's own goroutine: while it runs, only that client

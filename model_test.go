@@ -276,7 +276,7 @@ func (w *modelWorld) flushOne() {
 	m := c.transport.(*modelTransport).m
 	var chunk []byte
 	if m.c == c {
-		chunk = c.peek(make([]byte, 0, 200))
+		chunk, _ = c.peek(make([]byte, 0, 200))
 		chunk = chunk[:min(len(chunk), max(0, m.room-len(m.wire)))]
 		m.wire = append(m.wire, chunk...)
 	}
@@ -367,6 +367,7 @@ type modelTransport struct{ m *modelClient }
 
 func (t *modelTransport) tryWrite(*socketWriter, []byte) (int, error) { panic("not used") }
 func (t *modelTransport) write([]byte) error                          { panic("not used") }
+func (t *modelTransport) lost() bool                                  { return false }
 func (t *modelTransport) endWrite()                                   { t.m.over = true }
 func (t *modelTransport) close()                                      { t.m.over = true }
 

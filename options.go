@@ -99,9 +99,10 @@ func WithAllowedOrigins(origins ...string) Option {
 // WithAuthorize sets a function that is asked for every topic that a client wants to
 // follow, whether live or from a position in history. An error refuses: SSE and
 // WebSocket requests with status 403, a WebSocket subscribe with pushlet.error. Its text is sent
-// to the client. The function is called in the connection's goroutine, so it may take
-// its time, and by several at once. The request is the one that opened the connection; its context ends with it
-// for SSE, and is never done for a WebSocket.
+// to the client; a panic is a refusal too. A WebSocket client that subscribes to the
+// broadcast log by name asks for the topic "*". The function is called in the
+// connection's goroutine, so it may take its time, and by several at once. The request
+// is the one that opened the connection; for a later subscribe its context is never done.
 func WithAuthorize(authorize func(r *http.Request, topic string) error) Option {
 	return func(c *config) { c.authorize = authorize }
 }

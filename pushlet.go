@@ -314,7 +314,7 @@ func (p *Pushlet) reportSlowConsumers() {
 			p.log.WithField("client", s.Client).WithField("topic", s.Topic).
 				Println("slow consumer lost messages, policy:", s.Policy)
 			if p.cfg.hooks.OnSlow != nil {
-				p.cfg.hooks.OnSlow(s)
+				p.guard("OnSlow", func() { p.cfg.hooks.OnSlow(s) })
 			}
 		case <-p.quiet:
 			return

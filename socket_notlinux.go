@@ -1,4 +1,4 @@
-//go:build !linux
+//go:build !linux || 386 || s390x
 
 package pushlet
 
@@ -7,8 +7,9 @@ import (
 	"time"
 )
 
-// setUserTimeout and unsentBytes are known only for Linux. Elsewhere a peer that
-// vanished is noticed by TCP's own retransmission limit or the write timeout.
-func setUserTimeout(syscall.RawConn, time.Duration) {}
-
+// What a peer has acknowledged is known only on Linux, and there not where package
+// syscall cannot ask. Elsewhere a peer that vanished is noticed by TCP's own
+// retransmission limit or the write timeout.
 func unsentBytes(syscall.RawConn) int { return -1 }
+
+func unackedFor(syscall.RawConn) time.Duration { return 0 }

@@ -46,7 +46,7 @@ func (p *Pushlet) HandleSSE(w http.ResponseWriter, r *http.Request) {
 		p.refuse(w, http.StatusBadRequest, "pushlet: these topics cannot be followed on one connection")
 		return
 	}
-	if err := p.authorize(r, topics); err != nil {
+	if err := p.authorize(r, topics...); err != nil {
 		p.refuse(w, http.StatusForbidden, err.Error())
 		return
 	}
@@ -149,8 +149,7 @@ func (p *Pushlet) hijackSSE(w http.ResponseWriter, r *http.Request, s *sseReques
 		return false
 	}
 	conn.SetDeadline(time.Time{}) // the server's; if it fails, so will the first write
-	heartbeat := time.Duration(p.heartbeat.Load())
-	t := newConnTransport(conn, p.cfg.writeTimeout, heartbeat, true)
+	t := newConnTransport(conn, p.cfg.writeTimeout, &p.heartbeat, true)
 	c := newClient(s.info.ID, formSSE, t, p.env, time.Now())
 	c.tell(responseHead(w.Header()))
 	p.attachSSE(c, s)
@@ -188,8 +187,8 @@ func connectedHead(s *sseRequest) []byte {
 // watchSSE waits for the end of a connection that was taken over. A client of an event
 // stream has nothing to say; what it sends is dropped.
 func (p *Pushlet) watchSSE(c *client, conn net.Conn, info Client) {
-	err := swallow(conn, make([]byte, 64))
-	c.abort(readReason(err))
+	swallow(conn, make([]byte, 64))
+	c.abort(ReasonClientClosed)
 	p.counters.sse.Add(-1)
 	p.leave(c, info)
 }

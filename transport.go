@@ -22,6 +22,9 @@ type transport interface {
 	// endWrite ends the stream after the last write. The peer is given a moment to
 	// take what was written and to close; then the connection ends.
 	endWrite()
+	// lost reports whether the peer has acknowledged nothing of what was written to it
+	// for about a heartbeat, as far as that is known.
+	lost() bool
 	// close ends the connection at once.
 	close()
 }
@@ -33,8 +36,10 @@ const closeGrace = 2 * time.Second
 type connTransport struct {
 	conn      net.Conn
 	raw       syscall.RawConn // nil where we cannot write without waiting, as with TLS
-	timeout   time.Duration
-	halfClose bool // endWrite sends FIN
+	socket    syscall.RawConn // the socket below, nil if not known
+	timeout   time.Duration   // for a write
+	heartbeat *atomic.Int64   // the interval, in nanoseconds
+	halfClose bool            // endWrite sends FIN
 
 	// Both sides of a WebSocket say that they are done. Each sets its own before it
 	// looks at the other, so that the later one closes.
@@ -42,34 +47,20 @@ type connTransport struct {
 	peerDone atomic.Bool // peerEnded was called
 }
 
-// newConnTransport prepares conn. A peer that acknowledges nothing for the time
-// unacked is dropped where the system can do that.
-func newConnTransport(conn net.Conn, timeout, unacked time.Duration, halfClose bool) *connTransport {
-	t := &connTransport{conn: conn, timeout: timeout, halfClose: halfClose}
-	// Only of these do we know that writing to the socket is all that Write does.
-	switch c := conn.(type) {
-	case *net.TCPConn:
-		t.raw, _ = c.SyscallConn()
-	case *net.UnixConn:
-		t.raw, _ = c.SyscallConn()
+func newConnTransport(conn net.Conn, timeout time.Duration, heartbeat *atomic.Int64, halfClose bool) *connTransport {
+	t := &connTransport{conn: conn, timeout: timeout, heartbeat: heartbeat, halfClose: halfClose}
+	below := conn
+	if tls, ok := conn.(interface{ NetConn() net.Conn }); ok {
+		below = tls.NetConn()
 	}
-	setUserTimeout(rawOf(conn), unacked)
-	if !canTryWrite {
-		t.raw = nil
+	if tcp, ok := below.(*net.TCPConn); ok {
+		t.socket, _ = tcp.SyscallConn()
+	}
+	// Only here do we know that writing to the socket is all that Write does.
+	if _, ok := conn.(*net.TCPConn); ok && canTryWrite {
+		t.raw = t.socket
 	}
 	return t
-}
-
-// rawOf returns the socket below conn, or nil.
-func rawOf(conn net.Conn) syscall.RawConn {
-	if tls, ok := conn.(interface{ NetConn() net.Conn }); ok {
-		conn = tls.NetConn()
-	}
-	if sc, ok := conn.(*net.TCPConn); ok {
-		raw, _ := sc.SyscallConn()
-		return raw
-	}
-	return nil
 }
 
 func (t *connTransport) tryWrite(s *socketWriter, b []byte) (int, error) {
@@ -80,28 +71,51 @@ func (t *connTransport) tryWrite(s *socketWriter, b []byte) (int, error) {
 }
 
 func (t *connTransport) write(b []byte) error {
+	var waited time.Duration // since the peer has last taken something
 	for len(b) > 0 {
+		step := t.timeout - waited
+		if t.raw != nil { // with TLS a write that has timed out cannot be continued
+			step = min(step, time.Duration(t.heartbeat.Load()))
+		}
 		before := t.unsent()
-		t.conn.SetWriteDeadline(time.Now().Add(t.timeout)) // fails only as Write will
+		t.conn.SetWriteDeadline(time.Now().Add(step)) // fails only as Write will
 		n, err := t.conn.Write(b)
 		b = b[n:]
 		if err == nil {
 			break
 		}
-		// A peer that is only slow has taken something, if not from us, then of what
-		// was in the socket.
-		if !errors.Is(err, os.ErrDeadlineExceeded) || n == 0 && t.unsent() >= before {
+		if !errors.Is(err, os.ErrDeadlineExceeded) || t.raw == nil {
 			return err
+		}
+		if waited += step; n > 0 || t.unsent() < before {
+			waited = 0 // it is only slow: it has taken something that was in the socket
+		}
+		if waited >= t.timeout {
+			return err
+		}
+		if t.lost() {
+			return errLost
 		}
 	}
 	return t.conn.SetWriteDeadline(time.Time{})
 }
 
+// errLost is returned by a write to a peer that has vanished.
+var errLost = errors.New("pushlet: the peer acknowledges nothing")
+
+// unsent returns how many bytes in the socket the peer has not acknowledged, -1 if that
+// is not known.
 func (t *connTransport) unsent() int {
-	if t.raw == nil {
+	if t.socket == nil {
 		return -1
 	}
-	return unsentBytes(t.raw)
+	return unsentBytes(t.socket)
+}
+
+// lost: a peer that is alive acknowledges at least each heartbeat, even if it reads
+// nothing; for that it has the write timeout.
+func (t *connTransport) lost() bool {
+	return t.socket != nil && unackedFor(t.socket) > time.Duration(t.heartbeat.Load())*3/2
 }
 
 func (t *connTransport) endWrite() {
@@ -150,6 +164,9 @@ func newControllerTransport(w http.ResponseWriter, timeout time.Duration) *contr
 	return &controllerTransport{w: w, rc: http.NewResponseController(w), timeout: timeout, end: make(chan struct{})}
 }
 
+// lost is for net/http to find out: see http.HTTP2Config.
+func (t *controllerTransport) lost() bool { return false }
+
 func (t *controllerTransport) tryWrite(*socketWriter, []byte) (int, error) { return 0, nil }
 
 // write writes and flushes. The deadline is per write and cleared afterwards: with
@@ -185,7 +202,13 @@ func (t *controllerTransport) deadline(at time.Time) error {
 	return nil
 }
 
-func (t *controllerTransport) endWrite() { close(t.end) }
+// endWrite lets the handler return. A deadline would now spoil the end of the response.
+func (t *controllerTransport) endWrite() {
+	t.mu.Lock()
+	t.done = true
+	t.mu.Unlock()
+	close(t.end)
+}
 
 // close lets a write that waits fail.
 func (t *controllerTransport) close() {

@@ -12,6 +12,7 @@ import (
 	"maps"
 	"net"
 	"net/http"
+	"strings"
 	"sync"
 	"time"
 	"unicode/utf8"
@@ -66,7 +67,7 @@ func (p *Pushlet) HandleWebSocket(w http.ResponseWriter, r *http.Request) {
 		p.refuse(w, http.StatusBadRequest, err.Error())
 		return
 	}
-	if err := p.authorize(r, topics); err != nil {
+	if err := p.authorize(r, topics...); err != nil {
 		p.refuse(w, http.StatusForbidden, err.Error())
 		return
 	}
@@ -74,6 +75,10 @@ func (p *Pushlet) HandleWebSocket(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Retry-After", fmt.Sprint(1+int(spreadRetry(p.cfg.retry).Seconds())))
 		p.refuse(w, http.StatusServiceUnavailable, err.Error())
 		return
+	}
+	if asksForWindow(r.Header) {
+		r = r.Clone(r.Context())
+		r.Header.Del("Sec-WebSocket-Extensions")
 	}
 	h := &wsHijacker{ResponseWriter: w, bufferSize: p.cfg.readBuffer}
 	ws, err := p.upgrader.Upgrade(h, r, handshakeHeader(w.Header()))
@@ -83,7 +88,7 @@ func (p *Pushlet) HandleWebSocket(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	info := Client{newClientID(), "websocket", r.RemoteAddr}
-	t := newConnTransport(h.conn.Conn, p.cfg.writeTimeout, time.Duration(p.heartbeat.Load()), false)
+	t := newConnTransport(h.conn.Conn, p.cfg.writeTimeout, &p.heartbeat, false)
 	c := newClient(info.ID, h.conn.form(ws), t, p.env, time.Now())
 	h.conn.client = c
 	p.counters.webSocket.Add(1)
@@ -98,7 +103,7 @@ func (p *Pushlet) HandleWebSocket(w http.ResponseWriter, r *http.Request) {
 		since = &s
 	}
 	for _, topic := range topics {
-		rd.subscribe(topic, since)
+		rd.follow(topic, since)
 	}
 	if p.cfg.authorize != nil {
 		// Its context ends with this handler, but it will be asked about later topics.
@@ -115,6 +120,12 @@ func handshakeHeader(h http.Header) http.Header {
 		delete(h, name)
 	}
 	return h
+}
+
+// asksForWindow reports whether a client accepts compression only with a smaller window
+// than ours (RFC 7692, section 7.1.2.1), to which gorilla would agree without keeping it.
+func asksForWindow(h http.Header) bool {
+	return strings.Contains(strings.Join(h.Values("Sec-WebSocket-Extensions"), ","), "server_max_window_bits")
 }
 
 // wsHijacker hands gorilla the connection as a wsConn, with a reader that we know, so
@@ -244,7 +255,7 @@ func (r *wsReader) read(err error) {
 		}
 	}
 	r.fail(err)
-	_ = swallow(r.conn.Conn, make([]byte, 64)) // until the peer, endWrite or abort ends it
+	swallow(r.conn.Conn, make([]byte, 64)) // until the peer, endWrite or abort ends it
 	r.c.abort(ReasonClientClosed)
 	r.p.counters.webSocket.Add(-1)
 	r.p.leave(r.c, r.info)
@@ -339,7 +350,7 @@ func (r *wsReader) fail(err error) {
 		code, why = websocket.CloseMessageTooBig, "command too large"
 	case r.c.isEnding(): // gorilla has sent a close frame, or the connection is at its end
 	default:
-		r.c.abort(readReason(err))
+		r.c.abort(ReasonClientClosed)
 		return
 	}
 	if code != 0 {
@@ -405,12 +416,15 @@ func (r *wsReader) command(b []byte) {
 
 // subscribe follows a topic that has been checked, from a position if there is one.
 func (r *wsReader) subscribe(topic string, since *string) {
-	if r.request != nil && topic != broadcastTopic {
-		if err := r.p.cfg.authorize(r.request, topic); err != nil {
-			r.error(topic, err.Error())
-			return
-		}
+	if err := r.p.authorize(r.request, topic); err != nil {
+		r.error(topic, err.Error())
+		return
 	}
+	r.follow(topic, since)
+}
+
+// follow has the broker subscribe to a topic that the client may follow.
+func (r *wsReader) follow(topic string, since *string) {
 	now := time.Now()
 	cmd := &subscribe{
 		client: r.c,
