@@ -455,11 +455,8 @@ func (b *broker) beat(c *client, now time.Time) {
 	if isWS {
 		signal = wsHeartbeat
 	}
-	o, active, dead := c.beat(signal, isWS)
-	switch {
-	case dead:
-		b.flusher.abort(c, ReasonHeartbeat)
-	case o == runnable:
+	o, active := c.beat(signal, isWS)
+	if o == runnable {
 		b.runnable(c)
 	}
 	if active {

@@ -43,7 +43,7 @@ type client struct {
 	closed     bool
 	active     bool // a message was written or a command came since the last heartbeat
 	unanswered bool // a ping was sent and nothing came since
-	probe      bool // a heartbeat has come: see whether the peer is lost
+	probe      probe
 	reason     Reason
 }
 
@@ -216,16 +216,16 @@ func (c *client) kick() {
 
 // peek returns the bytes to write next, or nil if there are none. Several short spans
 // are gathered in scratch; a long one, or the only one, is returned as it lies. Once
-// for every heartbeat, probe asks to see whether the peer is lost.
-func (c *client) peek(scratch []byte) (b []byte, probe bool) {
+// for every heartbeat it says how to see whether the peer is lost.
+func (c *client) peek(scratch []byte) (b []byte, due probe) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	probe, c.probe = c.probe, false
+	due, c.probe = c.probe, probeNone
 	if len(c.queue) == 0 {
-		return nil, probe
+		return nil, due
 	}
 	if b := c.queue[0].bytes(); len(c.queue) == 1 || len(b) >= cap(scratch)/2 {
-		return b, probe
+		return b, due
 	}
 	b = scratch[:0]
 	for _, s := range c.queue {
@@ -236,7 +236,7 @@ func (c *client) peek(scratch []byte) (b []byte, probe bool) {
 			break
 		}
 	}
-	return b, probe
+	return b, due
 }
 
 // A next step of a flusher, after it has written something to a client.
@@ -312,23 +312,33 @@ func (c *client) heard(command bool) {
 	c.mu.Unlock()
 }
 
-// beat is one heartbeat: it reports whether the client has been active since the
-// last, and whether it is gone because the last ping went unanswered. It sends
-// ping, unless something is waiting to be written, which serves as well.
-func (c *client) beat(ping span, expectAnswer bool) (o outcome, active, dead bool) {
+// A probe is how a flusher is to see whether the peer is still there.
+type probe uint8
+
+const (
+	probeNone   probe = iota
+	probeAcks         // does it acknowledge?
+	probeAnswer       // it has not answered the last ping either
+)
+
+// beat is one heartbeat: it reports whether the client has been active since the last. It
+// sends signal, a ping if an answer is expected, unless something is waiting to be written,
+// which serves as well, or the last ping is unanswered.
+func (c *client) beat(signal span, isPing bool) (o outcome, active bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	active, c.active = c.active, false
-	c.probe = true
-	if c.ending || len(c.queue) > 0 {
-		return ignored, active, false
+	c.probe = probeAcks
+	switch {
+	case c.ending || len(c.queue) > 0:
+		return ignored, active
+	case c.unanswered:
+		c.probe = probeAnswer
+	default:
+		c.unanswered = isPing
+		c.push(signal)
 	}
-	if c.unanswered {
-		return ignored, active, true
-	}
-	c.unanswered = expectAnswer
-	c.push(ping)
-	return c.schedule(), active, false
+	return c.schedule(), active
 }
 
 // lag notes that the broker has more for this client in history. It reports whether

@@ -142,7 +142,7 @@ func (p *Pushlet) leave(c *client, info Client) {
 		p.counters.timeouts.Add(1)
 	}
 	switch why {
-	case ReasonSlow, ReasonWriteTimeout, ReasonHeartbeat, ReasonProtocol:
+	case ReasonSlow, ReasonWriteTimeout, ReasonHeartbeat, ReasonProtocol, ReasonConnection:
 		p.log.WithField("client", info.ID).WithField("remote", info.Remote).
 			Println(info.Protocol, "connection ended:", string(why))
 	}

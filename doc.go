@@ -108,7 +108,9 @@
 // A peer that vanishes without a word is noticed within about two heartbeats
 // ([Pushlet.SetHeartbeatInterval]): over WebSocket by an unanswered ping; over SSE, on
 // Linux, by what the peer's TCP does not acknowledge, elsewhere by the write timeout or
-// TCP's own.
+// TCP's own. HTTP/2 connections belong to net/http: set WriteByteTimeout, and SendPingTimeout
+// with PingTimeout, of http.Server's HTTP2, or one that takes nothing at all keeps its
+// streams, and Shutdown waiting.
 //
 // # Security
 //

@@ -131,8 +131,7 @@ func (w *worker) run() {
 // flush writes once to c and sees to it that somebody goes on where more is to do.
 func (w *worker) flush(c *client) {
 	chunk, probe := c.peek(w.scratch)
-	if probe && c.transport.lost() {
-		c.abort(ReasonHeartbeat)
+	if c.lost(probe) {
 		return
 	}
 	n, err := c.transport.tryWrite(&w.socket, chunk)
@@ -160,8 +159,7 @@ func (f *flusher) drain(c *client) {
 	defer scratchPool.Put(scratch)
 	for {
 		chunk, probe := c.peek(*scratch)
-		if probe && c.transport.lost() {
-			c.abort(ReasonHeartbeat)
+		if c.lost(probe) {
 			return
 		}
 		chunk = chunk[:min(len(chunk), blockedChunk)]
@@ -187,6 +185,16 @@ var scratchPool = sync.Pool{New: func() any {
 // abort ends a client for one who must not wait, as closing a connection might.
 func (f *flusher) abort(c *client, why Reason) {
 	f.wg.Go(func() { c.abort(why) })
+}
+
+// lost looks whether the peer is still there, if it is time to, and ends the client if
+// not.
+func (c *client) lost(due probe) bool {
+	if due == probeNone || !c.transport.lost(due == probeAnswer) {
+		return false
+	}
+	c.abort(ReasonHeartbeat)
+	return true
 }
 
 // proceed does what remains when nothing is queued.

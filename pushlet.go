@@ -137,6 +137,11 @@ func (p *Pushlet) Shutdown(ctx context.Context) error {
 	select {
 	case <-p.stopped:
 		return nil
+	default: // not yet: see what comes first
+	}
+	select {
+	case <-p.stopped:
+		return nil
 	case <-ctx.Done():
 	}
 	p.forceOnce.Do(func() { close(p.force) })

@@ -9,44 +9,27 @@ import (
 	"unsafe"
 )
 
-// From <asm-generic/ioctls.h>; package syscall lacks it.
-const siocOutQ = 0x5411
-
-// unsentBytes returns how many bytes in the socket the peer has not acknowledged, or
-// -1 if that is not known.
-func unsentBytes(raw syscall.RawConn) int {
-	n := int32(-1)
-	_ = raw.Control(func(fd uintptr) {
-		_, _, errno := syscall.Syscall(syscall.SYS_IOCTL, fd, siocOutQ, uintptr(unsafe.Pointer(&n))) //nolint:gosec // ioctl takes a pointer
+// socketInfoOf asks the kernel for TCP_INFO; all is zero if it does not say.
+func socketInfoOf(socket syscall.RawConn) (info socketInfo) {
+	if socket == nil {
+		return info
+	}
+	// struct tcp_info of <linux/tcp.h>, up to what we need. A kernel that knows less
+	// fills in less.
+	var b [148]byte
+	size := uint32(len(b))
+	_ = socket.Control(func(fd uintptr) {
+		_, _, errno := syscall.Syscall6(syscall.SYS_GETSOCKOPT, fd, syscall.IPPROTO_TCP, syscall.TCP_INFO,
+			uintptr(unsafe.Pointer(&b)), uintptr(unsafe.Pointer(&size)), 0) //nolint:gosec // getsockopt takes pointers
 		if errno != 0 {
-			n = -1
+			clear(b[:])
 		}
 	})
-	return int(n)
-}
-
-// Where struct tcp_info of <linux/tcp.h> has what we need.
-const (
-	tcpInfoRetransmits = 2  // uint8: times the oldest segment was sent again
-	tcpInfoUnacked     = 24 // uint32: segments that were sent and not acknowledged
-	tcpInfoLastAckRecv = 56 // uint32: milliseconds since something was acknowledged
-	tcpInfoSize        = 60 // up to there; the kernel leaves out the rest
-)
-
-// unackedFor returns for how long the peer has acknowledged nothing although something was
-// sent, and sent again; zero if nothing is on the way, or it is not known. A peer whose
-// window is closed is sent nothing, so it does not count.
-func unackedFor(raw syscall.RawConn) time.Duration {
-	var info [tcpInfoSize]byte
-	size := uint32(len(info))
-	ok := false
-	_ = raw.Control(func(fd uintptr) {
-		_, _, errno := syscall.Syscall6(syscall.SYS_GETSOCKOPT, fd, syscall.IPPROTO_TCP, syscall.TCP_INFO,
-			uintptr(unsafe.Pointer(&info)), uintptr(unsafe.Pointer(&size)), 0) //nolint:gosec // getsockopt takes pointers
-		ok = errno == 0 && size == tcpInfoSize
-	})
-	if !ok || info[tcpInfoRetransmits] == 0 || binary.NativeEndian.Uint32(info[tcpInfoUnacked:]) == 0 {
-		return 0
-	}
-	return time.Duration(binary.NativeEndian.Uint32(info[tcpInfoLastAckRecv:])) * time.Millisecond
+	ne := binary.NativeEndian
+	info.retransmits = int(b[2])
+	info.unacked = int(ne.Uint32(b[24:]))
+	info.sinceAck = time.Duration(ne.Uint32(b[56:])) * time.Millisecond
+	info.acked = ne.Uint64(b[120:])
+	info.unsent = int(ne.Uint32(b[144:]))
+	return info
 }

@@ -2,14 +2,9 @@
 
 package pushlet
 
-import (
-	"syscall"
-	"time"
-)
+import "syscall"
 
-// What a peer has acknowledged is known only on Linux, and there not where package
-// syscall cannot ask. Elsewhere a peer that vanished is noticed by TCP's own
-// retransmission limit or the write timeout.
-func unsentBytes(syscall.RawConn) int { return -1 }
-
-func unackedFor(syscall.RawConn) time.Duration { return 0 }
+// socketInfoOf knows something only on Linux, and there not where package syscall cannot
+// ask. Elsewhere a peer that vanished is noticed by TCP's own retransmission limit, an
+// unanswered ping or the write timeout.
+func socketInfoOf(syscall.RawConn) socketInfo { return socketInfo{} }

@@ -213,6 +213,7 @@ func (p *Pushlet) streamSSE(w http.ResponseWriter, r *http.Request, s *sseReques
 	p.attachSSE(c, s)
 	p.feed(c, t, r, writeLimit(r, deadlineErr))
 	c.abort(ReasonClientClosed)
+	t.retire()
 	p.counters.sse.Add(-1)
 	p.leave(c, s.info)
 }

@@ -92,9 +92,9 @@ func (s *sinkTransport) write(b []byte) error {
 	return nil
 }
 
-func (s *sinkTransport) endWrite()  {}
-func (s *sinkTransport) lost() bool { return false }
-func (s *sinkTransport) close()     {}
+func (s *sinkTransport) endWrite()      {}
+func (s *sinkTransport) lost(bool) bool { return false }
+func (s *sinkTransport) close()         {}
 
 func (s *sinkTransport) count() int {
 	s.mu.Lock()

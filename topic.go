@@ -266,7 +266,7 @@ func (b *broker) expire(t *topic, now time.Time) bool {
 	if log.len() == 1 {
 		idle = min(idle, now.Sub(log.frames[log.head].at))
 	}
-	if idle <= b.cfg.lastMessageAge {
+	if idle <= max(b.cfg.lastMessageAge, log.limits.age) {
 		return false
 	}
 	t.state = nil

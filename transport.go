@@ -2,6 +2,7 @@ package pushlet
 
 import (
 	"errors"
+	"math"
 	"net"
 	"net/http"
 	"os"
@@ -22,15 +23,24 @@ type transport interface {
 	// endWrite ends the stream after the last write. The peer is given a moment to
 	// take what was written and to close; then the connection ends.
 	endWrite()
-	// lost reports whether the peer has acknowledged nothing of what was written to it
-	// for about a heartbeat, as far as that is known.
-	lost() bool
+	// lost reports whether the peer has vanished, as far as that is known: it has
+	// acknowledged nothing for more than a heartbeat, or owes us an answer.
+	lost(overdue bool) bool
 	// close ends the connection at once.
 	close()
 }
 
 // closeGrace is how long a peer has to close a connection that we have ended.
 const closeGrace = 2 * time.Second
+
+// socketInfo is what the kernel knows of a peer.
+type socketInfo struct {
+	unacked     int           // segments that were sent and not acknowledged
+	unsent      int           // bytes that were not sent, for the peer's window is closed
+	retransmits int           // times the oldest of these segments was sent again
+	sinceAck    time.Duration // since something was acknowledged
+	acked       uint64        // bytes acknowledged in all
+}
 
 // connTransport writes to a connection that was hijacked from net/http.
 type connTransport struct {
@@ -70,52 +80,65 @@ func (t *connTransport) tryWrite(s *socketWriter, b []byte) (int, error) {
 	return s.write(t.raw, b)
 }
 
+// write has no deadline that would have to be renewed, which with TLS is not possible: a
+// timer looks whether the peer still takes something, and lets the write fail if not.
 func (t *connTransport) write(b []byte) error {
-	var waited time.Duration // since the peer has last taken something
-	for len(b) > 0 {
-		step := t.timeout - waited
-		if t.raw != nil { // with TLS a write that has timed out cannot be continued
-			step = min(step, time.Duration(t.heartbeat.Load()))
-		}
-		before := t.unsent()
-		t.conn.SetWriteDeadline(time.Now().Add(step)) // fails only as Write will
-		n, err := t.conn.Write(b)
-		b = b[n:]
-		if err == nil {
-			break
-		}
-		if !errors.Is(err, os.ErrDeadlineExceeded) || t.raw == nil {
-			return err
-		}
-		if waited += step; n > 0 || t.unsent() < before {
-			waited = 0 // it is only slow: it has taken something that was in the socket
-		}
-		if waited >= t.timeout {
-			return err
-		}
-		if t.lost() {
-			return errLost
-		}
+	if len(b) == 0 {
+		return nil
 	}
-	return t.conn.SetWriteDeadline(time.Time{})
+	w := &stallWatch{t: t, acked: socketInfoOf(t.socket).acked}
+	w.step = max(time.Millisecond, min(t.timeout/4, time.Duration(t.heartbeat.Load())))
+	w.timer = time.AfterFunc(math.MaxInt64, w.look)
+	w.timer.Reset(w.step) // look uses timer, so only now may it be called
+	_, err := t.conn.Write(b)
+	w.timer.Stop()
+	if why := w.err.Load(); err != nil && why != nil {
+		return *why
+	}
+	return err
+}
+
+// A stallWatch watches one write. What is not atomic belongs to look, which is called
+// again only by itself.
+type stallWatch struct {
+	t      *connTransport
+	timer  *time.Timer
+	step   time.Duration
+	waited time.Duration // since the peer has last acknowledged something
+	acked  uint64        // what it had acknowledged then
+	err    atomic.Pointer[error]
+}
+
+func (w *stallWatch) look() {
+	info := socketInfoOf(w.t.socket)
+	if w.waited += w.step; info.acked > w.acked {
+		w.acked, w.waited = info.acked, 0
+	}
+	switch {
+	case w.waited >= w.t.timeout:
+		w.err.Store(&os.ErrDeadlineExceeded)
+	case w.t.lost(false):
+		w.err.Store(&errLost)
+	default:
+		w.timer.Reset(w.step)
+		return
+	}
+	w.t.conn.SetWriteDeadline(time.Now()) // ends the write; who wrote ends the client
 }
 
 // errLost is returned by a write to a peer that has vanished.
 var errLost = errors.New("pushlet: the peer acknowledges nothing")
 
-// unsent returns how many bytes in the socket the peer has not acknowledged, -1 if that
-// is not known.
-func (t *connTransport) unsent() int {
-	if t.socket == nil {
-		return -1
-	}
-	return unsentBytes(t.socket)
-}
-
 // lost: a peer that is alive acknowledges at least each heartbeat, even if it reads
-// nothing; for that it has the write timeout.
-func (t *connTransport) lost() bool {
-	return t.socket != nil && unackedFor(t.socket) > time.Duration(t.heartbeat.Load())*3/2
+// nothing; for that it has the write timeout. An answer is overdue only if the peer has
+// got what we asked: else it lies behind other data, in our socket.
+func (t *connTransport) lost(overdue bool) bool {
+	info := socketInfoOf(t.socket)
+	if overdue && info.unacked == 0 && info.unsent == 0 {
+		return true
+	}
+	return info.unacked > 0 && info.retransmits > 0 &&
+		info.sinceAck > time.Duration(t.heartbeat.Load())*3/2
 }
 
 func (t *connTransport) endWrite() {
@@ -165,7 +188,7 @@ func newControllerTransport(w http.ResponseWriter, timeout time.Duration) *contr
 }
 
 // lost is for net/http to find out: see http.HTTP2Config.
-func (t *controllerTransport) lost() bool { return false }
+func (t *controllerTransport) lost(bool) bool { return false }
 
 func (t *controllerTransport) tryWrite(*socketWriter, []byte) (int, error) { return 0, nil }
 
@@ -204,10 +227,16 @@ func (t *controllerTransport) deadline(at time.Time) error {
 
 // endWrite lets the handler return. A deadline would now spoil the end of the response.
 func (t *controllerTransport) endWrite() {
-	t.mu.Lock()
-	t.done = true
-	t.mu.Unlock()
+	t.retire()
 	close(t.end)
+}
+
+// retire sees to it that nobody uses the ResponseWriter any more, which only the handler
+// may do, and waits for whoever does.
+func (t *controllerTransport) retire() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.done = true
 }
 
 // close lets a write that waits fail.

@@ -12,6 +12,7 @@ import (
 	"maps"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -76,10 +77,7 @@ func (p *Pushlet) HandleWebSocket(w http.ResponseWriter, r *http.Request) {
 		p.refuse(w, http.StatusServiceUnavailable, err.Error())
 		return
 	}
-	if asksForWindow(r.Header) {
-		r = r.Clone(r.Context())
-		r.Header.Del("Sec-WebSocket-Extensions")
-	}
+	r = withoutWindows(r)
 	h := &wsHijacker{ResponseWriter: w, bufferSize: p.cfg.readBuffer}
 	ws, err := p.upgrader.Upgrade(h, r, handshakeHeader(w.Header()))
 	if err != nil { // it has answered
@@ -122,10 +120,18 @@ func handshakeHeader(h http.Header) http.Header {
 	return h
 }
 
-// asksForWindow reports whether a client accepts compression only with a smaller window
-// than ours (RFC 7692, section 7.1.2.1), to which gorilla would agree without keeping it.
-func asksForWindow(h http.Header) bool {
-	return strings.Contains(strings.Join(h.Values("Sec-WebSocket-Extensions"), ","), "server_max_window_bits")
+// withoutWindows leaves out what a client offers of compression with a smaller window than
+// ours (RFC 7692, section 7.1.2.1), to which gorilla would agree without keeping it.
+func withoutWindows(r *http.Request) *http.Request {
+	const header, window = "Sec-Websocket-Extensions", "server_max_window_bits"
+	offers := strings.Split(strings.Join(r.Header[header], ","), ",")
+	kept := slices.DeleteFunc(slices.Clone(offers), func(s string) bool { return strings.Contains(s, window) })
+	if len(kept) == len(offers) {
+		return r
+	}
+	r = r.Clone(r.Context())
+	r.Header.Set(header, strings.Join(kept, ","))
+	return r
 }
 
 // wsHijacker hands gorilla the connection as a wsConn, with a reader that we know, so
