@@ -1,9 +1,9 @@
 package pushlet
 
 import (
-	"fmt"
 	"iter"
 	"math/rand/v2"
+	"strconv"
 	"time"
 )
 
@@ -397,8 +397,9 @@ func (b *broker) hello(c *client, text []byte, resumed bool) {
 	for _, s := range c.topics {
 		b.cursor.topics = append(b.cursor.topics, position{s.topic.hash, b.handout(s)})
 	}
-	hello := fmt.Appendf(nil, "%s%s%t}\n\n", b.appendIDLine(), text, resumed)
-	c.tell(hello) // the first thing in the queue: there is room
+	hello := append(b.appendIDLine(), text...)
+	hello = strconv.AppendBool(hello, resumed)
+	c.tell(append(hello, "}\n\n"...)) // the first thing in the queue: there is room
 	if resumed {
 		b.counters.resumes.Add(1)
 	}

@@ -190,6 +190,7 @@ func (c *client) push(s span) {
 func (c *client) pushPrivate(b []byte) {
 	if c.private == nil {
 		c.private = new(lane)
+		c.private.reserve(2 * len(b)) // more is to come, as a rule
 	}
 	c.push(c.private.put(0, b))
 }

@@ -2,9 +2,7 @@ package pushlet
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
-	"fmt"
 	"net"
 	"net/http"
 	"strconv"
@@ -109,6 +107,9 @@ func (p *Pushlet) resumeOf(r *http.Request, fromQuery string) *resume {
 
 // hashesCollide reports whether a cursor could not tell two of the topics apart.
 func hashesCollide(topics []string) bool {
+	if len(topics) == 1 {
+		return false
+	}
 	seen := make(map[topicHash]struct{}, len(topics))
 	for _, t := range topics {
 		seen[hashTopic(t)] = struct{}{}
@@ -130,10 +131,17 @@ func (p *Pushlet) comeBack(w http.ResponseWriter, r *http.Request, err error) {
 	_, _ = w.Write(append(appendRetry(nil, wait), '\n')) // if it fails the client is gone
 }
 
+// sseHeader is what every stream has. The names are in canonical form.
+var sseHeader = []struct{ name, value string }{
+	{"Content-Type", "text/event-stream"},
+	{"Cache-Control", "no-cache, no-transform"},
+	{"X-Accel-Buffering", "no"}, // nginx
+}
+
 func setSSEHeader(h http.Header) {
-	h.Set("Content-Type", "text/event-stream")
-	h.Set("Cache-Control", "no-cache, no-transform")
-	h.Set("X-Accel-Buffering", "no") // nginx
+	for _, f := range sseHeader {
+		h.Set(f.name, f.value)
+	}
 	h.Del("Content-Length")
 }
 
@@ -150,8 +158,9 @@ func (p *Pushlet) hijackSSE(w http.ResponseWriter, r *http.Request, s *sseReques
 	}
 	conn.SetDeadline(time.Time{}) // the server's; if it fails, so will the first write
 	t := newConnTransport(conn, p.cfg.writeTimeout, &p.heartbeat, true)
-	c := newClient(s.info.ID, formSSE, t, p.env, time.Now())
-	c.tell(responseHead(w.Header()))
+	now := time.Now()
+	c := newClient(s.info.ID, formSSE, t, p.env, now)
+	c.tell(appendRetry(responseHead(w.Header(), now), p.cfg.retry))
 	p.attachSSE(c, s)
 	go p.watchSSE(c, conn, s.info) // ends with the connection; conns waits for it
 	return true
@@ -159,29 +168,53 @@ func (p *Pushlet) hijackSSE(w http.ResponseWriter, r *http.Request, s *sseReques
 
 // responseHead is the head of a response with the headers that middleware has set. The
 // body ends with the connection.
-func responseHead(h http.Header) []byte {
-	setSSEHeader(h)
-	h.Set("Connection", "close")
+func responseHead(h http.Header, now time.Time) []byte {
+	b := make([]byte, 0, 512)
+	b = append(b, "HTTP/1.1 200 OK\r\n"...)
 	if h.Get("Date") == "" {
-		h.Set("Date", time.Now().UTC().Format(http.TimeFormat))
+		b = append(b, "Date: "...)
+		b = now.UTC().AppendFormat(b, http.TimeFormat)
+		b = append(b, "\r\n"...)
 	}
-	b := bytes.NewBufferString("HTTP/1.1 200 OK\r\n")
-	_ = h.WriteSubset(b, map[string]bool{"Transfer-Encoding": true, "Trailer": true}) // into memory: cannot fail
-	b.WriteString("\r\n")
-	return b.Bytes()
+	for _, name := range []string{"Connection", "Transfer-Encoding", "Content-Length", "Trailer"} {
+		delete(h, name) // they are about a body that ends otherwise
+	}
+	b = append(b, "Connection: close\r\n"...)
+	for _, f := range sseHeader {
+		delete(h, f.name)
+		b = append(b, f.name...)
+		b = append(b, ": "...)
+		b = append(b, f.value...)
+		b = append(b, "\r\n"...)
+	}
+	if len(h) > 0 {
+		buf := bytes.NewBuffer(b)
+		_ = h.Write(buf) // into memory: cannot fail
+		b = buf.Bytes()
+	}
+	return append(b, "\r\n"...)
 }
 
 // attachSSE gives the client to the broker.
 func (p *Pushlet) attachSSE(c *client, s *sseRequest) {
 	p.greet(s.info)
-	c.tell(appendRetry(nil, p.cfg.retry))
 	p.broker.send(&attach{client: c, topics: s.topics, resume: s.resume, hello: connectedHead(s)})
 }
 
 // connectedHead is pushlet.connected without its "id:", up to the value of "resumed".
 func connectedHead(s *sseRequest) []byte {
-	topics, _ := json.Marshal(s.topics) // strings cannot fail
-	return fmt.Appendf(nil, "event: %s\ndata: {\"client\":%q,\"topics\":%s,\"resumed\":", eventConnected, s.info.ID, topics)
+	b := make([]byte, 0, 128)
+	b = append(b, "event: "+eventConnected+"\ndata: {\"client\":"...)
+	b = appendJSONString(b, s.info.ID)
+	for i, topic := range s.topics {
+		if i == 0 {
+			b = append(b, `,"topics":[`...)
+		} else {
+			b = append(b, ',')
+		}
+		b = appendJSONString(b, topic)
+	}
+	return append(b, `],"resumed":`...)
 }
 
 // watchSSE waits for the end of a connection that was taken over. A client of an event
@@ -210,6 +243,7 @@ func (p *Pushlet) streamSSE(w http.ResponseWriter, r *http.Request, s *sseReques
 	c := newClient(s.info.ID, formSSE, t, p.env, time.Now())
 	c.wake = make(chan struct{}, 1)
 	c.gone = make(chan struct{})
+	c.tell(appendRetry(nil, p.cfg.retry))
 	p.attachSSE(c, s)
 	p.feed(c, t, r, writeLimit(r, deadlineErr))
 	c.abort(ReasonClientClosed)
