@@ -12,7 +12,7 @@ type nullTransport struct{}
 
 func (nullTransport) tryWrite(_ *socketWriter, b []byte) (int, error) { return len(b), nil }
 func (nullTransport) write([]byte) error                              { return nil }
-func (nullTransport) lost(bool) bool                                  { return false }
+func (nullTransport) check(bool) Reason                               { return "" }
 func (nullTransport) endWrite()                                       {}
 func (nullTransport) close()                                          {}
 

@@ -69,8 +69,9 @@ type (
 	attach struct {
 		client *client
 		topics []string
-		resume *resume // nil: from now on
-		hello  []byte  // SSE: pushlet.connected without "id:", up to the value of "resumed"
+		resume *resume      // nil: from now on
+		hello  []byte       // SSE: pushlet.connected without "id:", up to the value of "resumed"
+		first  []*subscribe // WebSocket: what it follows from the start, instead of topics
 	}
 	detach struct {
 		client *client
@@ -381,6 +382,9 @@ func (b *broker) attach(cmd *attach) {
 		b.hello(c, cmd.hello, cmd.resume != nil && len(gaps) == 0)
 	}
 	b.tellGaps(c, gaps)
+	for _, first := range cmd.first {
+		b.subscribe(first)
+	}
 	c.leaving = b.leaving
 	b.page(c)
 	if b.cut {

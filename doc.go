@@ -94,7 +94,8 @@
 //
 // The connection is closed with 1000 (maximum age, idle, or as the client asks), 1001
 // (shutdown), 1002 (protocol error), 1007 (text that is not UTF-8, corrupt compression),
-// 1008 (too many commands), 1009 (command too large), 1013 (slow consumer).
+// 1008 (too many commands), 1009 (command too large), 1013 (slow consumer, if it reads
+// again in time; else it is cut off).
 // Commands that make no sense are answered with pushlet.error.
 //
 // # Life
@@ -106,9 +107,9 @@
 // over, and waits for ever for streams that were not, so call Pushlet's first.
 //
 // A peer that vanishes without a word is noticed within about two heartbeats
-// ([Pushlet.SetHeartbeatInterval]): over WebSocket by an unanswered ping; over SSE, on
-// Linux, by what the peer's TCP does not acknowledge, elsewhere by the write timeout or
-// TCP's own. HTTP/2 connections belong to net/http: set WriteByteTimeout, and SendPingTimeout
+// ([Pushlet.SetHeartbeatInterval]): over WebSocket by an unanswered ping; over SSE on
+// HTTP/1.1, on Linux, by what the peer's TCP does not acknowledge, elsewhere by the write
+// timeout or TCP's own. HTTP/2 connections belong to net/http: set WriteByteTimeout, and SendPingTimeout
 // with PingTimeout, of http.Server's HTTP2, or one that takes nothing at all keeps its
 // streams, and Shutdown waiting.
 //
@@ -116,6 +117,7 @@
 //
 // By default a page of another origin can neither open a WebSocket nor read an event stream
 // ([WithAllowedOrigins]). Everybody may follow every topic unless [WithAuthorize] says
-// otherwise. What one client can use is limited: see WithMaxTopics, WithMaxClients,
+// otherwise; whoever follows one gets the broadcasts, and a WebSocket client that resumes
+// them asks for the topic "*". What one client can use is limited: see WithMaxTopics, WithMaxClients,
 // WithMaxCommandSize and WithCommandRate. Client IDs are random. Message contents are not logged.
 package pushlet

@@ -7,7 +7,8 @@ var (
 	// ErrNotStarted is returned by methods that need a running Pushlet, before Start.
 	ErrNotStarted = errors.New("pushlet: not started")
 
-	// ErrClosed is returned by every method after Stop or Shutdown has begun.
+	// ErrClosed is returned by Start, Publish and PublishToAll once Stop or Shutdown has
+	// begun.
 	ErrClosed = errors.New("pushlet: closed")
 
 	// ErrInvalidTopic is wrapped by errors about a topic that is empty, longer than
@@ -35,10 +36,10 @@ type Reason string
 // Why a connection ended.
 const (
 	ReasonClientClosed Reason = "client closed"      // the peer closed the connection
-	ReasonConnection   Reason = "connection error"   // reading or writing failed
+	ReasonConnection   Reason = "connection error"   // writing failed
 	ReasonWriteTimeout Reason = "write timeout"      // the socket took nothing for WithWriteTimeout
-	ReasonHeartbeat    Reason = "heartbeat missed"   // a WebSocket ping went unanswered
-	ReasonSlow         Reason = "slow consumer"      // fell out of history under policy Disconnect
+	ReasonHeartbeat    Reason = "heartbeat missed"   // the peer has vanished: a ping unanswered, nothing acknowledged
+	ReasonSlow         Reason = "slow consumer"      // fell out of history under policy Disconnect, or never reads answers
 	ReasonProtocol     Reason = "protocol violation" // broke the protocol or a limit of it
 	ReasonMaxAge       Reason = "maximum age"        // WithMaxConnectionAge
 	ReasonIdle         Reason = "idle"               // WithIdleTimeout

@@ -190,11 +190,14 @@ func (f *flusher) abort(c *client, why Reason) {
 // lost looks whether the peer is still there, if it is time to, and ends the client if
 // not.
 func (c *client) lost(due probe) bool {
-	if due == probeNone || !c.transport.lost(due == probeAnswer) {
+	if due == probeNone {
 		return false
 	}
-	c.abort(ReasonHeartbeat)
-	return true
+	why := c.transport.check(due == probeAnswer)
+	if why != "" {
+		c.abort(why)
+	}
+	return why != ""
 }
 
 // proceed does what remains when nothing is queued.

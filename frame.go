@@ -265,8 +265,9 @@ func wsReply(m form, topic, event, data string, id msgID, at time.Time) []byte {
 	return append(appendWSHeader(nil, m.opcode(), len(head)), head...)
 }
 
-// minDeflate is the size in bytes below which compressing a message saves nothing.
-const minDeflate = 128
+// minDeflate is the size in bytes below which compressing a message saves too little for
+// the time it takes.
+const minDeflate = 256
 
 // deflateLevel: the time is spent once a message, not once a client.
 const deflateLevel = 6

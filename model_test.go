@@ -367,7 +367,7 @@ type modelTransport struct{ m *modelClient }
 
 func (t *modelTransport) tryWrite(*socketWriter, []byte) (int, error) { panic("not used") }
 func (t *modelTransport) write([]byte) error                          { panic("not used") }
-func (t *modelTransport) lost(bool) bool                              { return false }
+func (t *modelTransport) check(bool) Reason                           { return "" }
 func (t *modelTransport) endWrite()                                   { t.m.over = true }
 func (t *modelTransport) close()                                      { t.m.over = true }
 

@@ -109,9 +109,9 @@ func WithAuthorize(authorize func(r *http.Request, topic string) error) Option {
 
 // WithHistory sets how much of each topic is kept for clients that come back or fall
 // behind: a number of messages, their bytes (events and data; encoded forms in use come
-// on top) and an age. Whichever comes first counts; a zero turns history off, so that
-// every client that comes back is told of a gap. The default is 1,000 messages, 1 MiB
-// and 5 minutes.
+// on top) and an age. Whichever comes first counts; one that is not positive turns
+// history off, so that a client that comes back is told of a gap unless nothing was
+// published since. The default is 1,000 messages, 1 MiB and 5 minutes.
 func WithHistory(messages, bytes int, age time.Duration) Option {
 	return func(c *config) { c.history.fallback = historyLimits{messages, bytes, age} }
 }
@@ -126,13 +126,7 @@ func WithTopicHistory(prefix string, messages, bytes int, age time.Duration) Opt
 // position with it, outlives its history and its last follower. Until then a client
 // that comes back to an idle topic is not told of a gap. The default is 24 hours.
 func WithLastMessageAge(age time.Duration) Option {
-	return func(c *config) {
-		if age < 0 {
-			c.reject("WithLastMessageAge: %v is negative", age)
-			return
-		}
-		c.lastMessageAge = age
-	}
+	return notNegative("WithLastMessageAge", age, func(c *config) { c.lastMessageAge = age })
 }
 
 // WithQueue sets how much may wait to be written to one client: messages and bytes. A
@@ -170,6 +164,17 @@ func positive[T int | time.Duration](name string, value T, set func(*config)) Op
 	}
 }
 
+// notNegative makes an option of a time that may be zero.
+func notNegative(name string, d time.Duration, set func(*config)) Option {
+	return func(c *config) {
+		if d < 0 {
+			c.reject("%s: %v is negative", name, d)
+			return
+		}
+		set(c)
+	}
+}
+
 // WithWriteTimeout sets after how long a connection is closed whose peer takes nothing
 // of what is to be written. The default is 30 seconds.
 func WithWriteTimeout(d time.Duration) Option {
@@ -180,14 +185,14 @@ func WithWriteTimeout(d time.Duration) Option {
 // heartbeat, so that clients spread anew over instances. EventSource comes back by
 // itself and resumes. By default, and with zero, there is no limit.
 func WithMaxConnectionAge(d time.Duration) Option {
-	return func(c *config) { c.maxAge = d }
+	return notNegative("WithMaxConnectionAge", d, func(c *config) { c.maxAge = d })
 }
 
 // WithIdleTimeout sets after how long without a message to it, or a command from it, a
 // connection is ended, to the precision of a heartbeat. By default, and with zero, there
 // is no limit.
 func WithIdleTimeout(d time.Duration) Option {
-	return func(c *config) { c.idleTimeout = d }
+	return notNegative("WithIdleTimeout", d, func(c *config) { c.idleTimeout = d })
 }
 
 // WithRetry sets how long a browser's EventSource waits before it connects again. When

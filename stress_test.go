@@ -53,7 +53,7 @@ func TestStressTinyQueues(t *testing.T) {
 				case <-time.After(time.Minute):
 					t.Fatalf("client %d has %d messages of %d", i, s.count(), total)
 				}
-				s.check(t, publishers, messages)
+				s.verify(t, publishers, messages)
 			}
 			if p.Stats().FellBehind == 0 {
 				t.Error("nobody fell behind: the test does not do what it is for")
@@ -92,9 +92,9 @@ func (s *sinkTransport) write(b []byte) error {
 	return nil
 }
 
-func (s *sinkTransport) endWrite()      {}
-func (s *sinkTransport) lost(bool) bool { return false }
-func (s *sinkTransport) close()         {}
+func (s *sinkTransport) endWrite()         {}
+func (s *sinkTransport) check(bool) Reason { return "" }
+func (s *sinkTransport) close()            {}
 
 func (s *sinkTransport) count() int {
 	s.mu.Lock()
@@ -102,8 +102,8 @@ func (s *sinkTransport) count() int {
 	return s.seen
 }
 
-// check wants every message once, those of each publisher in order.
-func (s *sinkTransport) check(t *testing.T, publishers, messages int) {
+// verify wants every message once, those of each publisher in order.
+func (s *sinkTransport) verify(t *testing.T, publishers, messages int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	next := make([]int, publishers)

@@ -23,9 +23,10 @@ type transport interface {
 	// endWrite ends the stream after the last write. The peer is given a moment to
 	// take what was written and to close; then the connection ends.
 	endWrite()
-	// lost reports whether the peer has vanished, as far as that is known: it has
-	// acknowledged nothing for more than a heartbeat, or owes us an answer.
-	lost(overdue bool) bool
+	// check looks at each heartbeat whether the peer is still there, as far as that is
+	// known, and returns why the connection is to end, or "". An overdue peer owes us an
+	// answer since the last heartbeat.
+	check(overdue bool) Reason
 	// close ends the connection at once.
 	close()
 }
@@ -50,6 +51,11 @@ type connTransport struct {
 	timeout   time.Duration   // for a write
 	heartbeat *atomic.Int64   // the interval, in nanoseconds
 	halfClose bool            // endWrite sends FIN
+
+	// Owned by whoever flushes the client: the first check that found something in the
+	// socket, and what the peer had acknowledged then.
+	stuckSince time.Time
+	stuckAcked uint64
 
 	// Both sides of a WebSocket say that they are done. Each sets its own before it
 	// looks at the other, so that the later one closes.
@@ -92,8 +98,8 @@ func (t *connTransport) write(b []byte) error {
 	w.timer.Reset(w.step) // look uses timer, so only now may it be called
 	_, err := t.conn.Write(b)
 	w.timer.Stop()
-	if why := w.err.Load(); err != nil && why != nil {
-		return *why
+	if why := w.err.Load(); why != nil {
+		return *why // also if the last bytes went just then: there is a deadline now
 	}
 	return err
 }
@@ -117,7 +123,7 @@ func (w *stallWatch) look() {
 	switch {
 	case w.waited >= w.t.timeout:
 		w.err.Store(&os.ErrDeadlineExceeded)
-	case w.t.lost(false):
+	case w.t.vanished(info):
 		w.err.Store(&errLost)
 	default:
 		w.timer.Reset(w.step)
@@ -129,16 +135,30 @@ func (w *stallWatch) look() {
 // errLost is returned by a write to a peer that has vanished.
 var errLost = errors.New("pushlet: the peer acknowledges nothing")
 
-// lost: a peer that is alive acknowledges at least each heartbeat, even if it reads
-// nothing; for that it has the write timeout. An answer is overdue only if the peer has
-// got what we asked: else it lies behind other data, in our socket.
-func (t *connTransport) lost(overdue bool) bool {
+// check: what was written lies in our socket until the peer takes it.
+func (t *connTransport) check(overdue bool) Reason {
 	info := socketInfoOf(t.socket)
-	if overdue && info.unacked == 0 && info.unsent == 0 {
-		return true
+	switch {
+	case info.unacked == 0 && info.unsent == 0:
+		t.stuckSince = time.Time{}
+		if overdue {
+			return ReasonHeartbeat // it has got what we asked
+		}
+	case t.vanished(info):
+		return ReasonHeartbeat
+	case t.stuckSince.IsZero() || t.stuckAcked != info.acked:
+		t.stuckSince, t.stuckAcked = time.Now(), info.acked
+	case time.Since(t.stuckSince) >= t.timeout:
+		return ReasonWriteTimeout
 	}
-	return info.unacked > 0 && info.retransmits > 0 &&
-		info.sinceAck > time.Duration(t.heartbeat.Load())*3/2
+	return ""
+}
+
+// vanished: a peer that is alive acknowledges at least each heartbeat, even if it reads
+// nothing.
+func (t *connTransport) vanished(info socketInfo) bool {
+	limit := max(time.Second, time.Duration(t.heartbeat.Load())*3/2) // below lie mere losses
+	return info.unacked > 0 && info.retransmits > 0 && info.sinceAck > limit
 }
 
 func (t *connTransport) endWrite() {
@@ -187,8 +207,8 @@ func newControllerTransport(w http.ResponseWriter, timeout time.Duration) *contr
 	return &controllerTransport{w: w, rc: http.NewResponseController(w), timeout: timeout, end: make(chan struct{})}
 }
 
-// lost is for net/http to find out: see http.HTTP2Config.
-func (t *controllerTransport) lost(bool) bool { return false }
+// check leaves it to net/http to find out: see http.HTTP2Config.
+func (t *controllerTransport) check(bool) Reason { return "" }
 
 func (t *controllerTransport) tryWrite(*socketWriter, []byte) (int, error) { return 0, nil }
 

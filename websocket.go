@@ -22,15 +22,13 @@ import (
 )
 
 const (
-	textProtocol     = "pushlet.text" // subprotocol: JSON in text frames
-	handshakeTimeout = 10 * time.Second
-	minReadBuffer    = 257 // gorilla makes a buffer of its own instead of a smaller one
+	textProtocol  = "pushlet.text" // subprotocol: JSON in text frames
+	minReadBuffer = 257            // gorilla makes a buffer of its own instead of a smaller one
 )
 
 func newUpgrader(cfg *config) *websocket.Upgrader {
 	return &websocket.Upgrader{
-		HandshakeTimeout: handshakeTimeout,
-		ReadBufferSize:   0, // it takes the reader that wsHijacker gives it
+		ReadBufferSize: 0, // it takes the reader that wsHijacker gives it
 		// With a pool, a connection has no write buffer: gorilla writes only control
 		// frames, and those without one.
 		WriteBufferPool:   new(sync.Pool),
@@ -44,7 +42,7 @@ func newUpgrader(cfg *config) *websocket.Upgrader {
 // see the package documentation, or at once with "?topic=a&topic=b", from a position
 // with "&since=". It returns after the handshake; the connection goes on.
 //
-// Answers other than an upgrade: 400 for bad topics, 403 for a foreign origin and from
+// Answers other than an upgrade: 400 for bad topics and a bad handshake, 403 for a foreign origin and from
 // WithAuthorize, 405 and 426 for what is no upgrade, 503 with Retry-After for too many
 // clients, before Start and after Stop.
 func (p *Pushlet) HandleWebSocket(w http.ResponseWriter, r *http.Request) {
@@ -92,7 +90,8 @@ func (p *Pushlet) HandleWebSocket(w http.ResponseWriter, r *http.Request) {
 	p.counters.webSocket.Add(1)
 	p.greet(info)
 
-	p.broker.send(&attach{client: c})
+	c.tell(h.conn.handshake)
+	h.conn.handshake = nil
 	rd := &wsReader{p: p, c: c, ws: ws, conn: h.conn, buf: h.buf, transport: t, info: info}
 	rd.prepare()
 	var since *string
@@ -100,9 +99,11 @@ func (p *Pushlet) HandleWebSocket(w http.ResponseWriter, r *http.Request) {
 		s := query.Get("since")
 		since = &s
 	}
-	for _, topic := range topics {
-		rd.follow(topic, since)
+	first := make([]*subscribe, len(topics))
+	for i, topic := range topics {
+		first[i] = rd.follow(topic, since)
 	}
+	p.broker.send(&attach{client: c, first: first})
 	if p.cfg.authorize != nil {
 		// Its context ends with this handler, but it will be asked about later topics.
 		rd.request = r.WithContext(context.WithoutCancel(r.Context()))
@@ -156,14 +157,15 @@ func (h *wsHijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	return h.conn, brw, nil
 }
 
-// A wsConn is the connection as gorilla sees it. What gorilla writes after the handshake,
-// which is a close frame when the peer breaks the protocol, goes through the client's
-// queue, so that it cannot end up within a data frame.
+// A wsConn is the connection as gorilla sees it. What gorilla writes, its part of the
+// handshake, and later a close frame when the peer breaks the protocol, goes through the
+// client's queue: so the handshake leaves in one write with the first frames, and a close
+// frame cannot end up within a data frame.
 type wsConn struct {
 	net.Conn
-	client  *client // nil during the handshake
-	ahead   []byte  // read by wsReader.wait, to come first
-	deflate bool    // the handshake agreed on compression
+	client    *client // nil during the handshake
+	handshake []byte  // our part of it, to be sent with the first frames
+	ahead     []byte  // read by wsReader.wait, to come first
 }
 
 func (c *wsConn) Read(b []byte) (int, error) {
@@ -177,8 +179,8 @@ func (c *wsConn) Read(b []byte) (int, error) {
 
 func (c *wsConn) Write(b []byte) (int, error) {
 	if c.client == nil {
-		c.deflate = bytes.Contains(b, []byte("\r\nSec-WebSocket-Extensions: permessage-deflate"))
-		return c.Conn.Write(b)
+		c.handshake = append(c.handshake, b...)
+		return len(b), nil
 	}
 	if c.client.finish(ReasonProtocol, b) == runnable {
 		c.client.kick()
@@ -187,12 +189,7 @@ func (c *wsConn) Write(b []byte) (int, error) {
 }
 
 // SetWriteDeadline does nothing: deadlines are the flusher's.
-func (c *wsConn) SetWriteDeadline(t time.Time) error {
-	if c.client == nil {
-		return c.Conn.SetWriteDeadline(t)
-	}
-	return nil
-}
+func (c *wsConn) SetWriteDeadline(time.Time) error { return nil }
 
 // form is what the handshake agreed on.
 func (c *wsConn) form(ws *websocket.Conn) form {
@@ -200,7 +197,7 @@ func (c *wsConn) form(ws *websocket.Conn) form {
 	if ws.Subprotocol() == textProtocol {
 		m = formText
 	}
-	if c.deflate {
+	if bytes.Contains(c.handshake, []byte("\r\nSec-WebSocket-Extensions: permessage-deflate")) {
 		m += formBinaryDeflate - formBinary
 	}
 	return m
@@ -426,11 +423,11 @@ func (r *wsReader) subscribe(topic string, since *string) {
 		r.error(topic, err.Error())
 		return
 	}
-	r.follow(topic, since)
+	r.p.broker.send(r.follow(topic, since))
 }
 
-// follow has the broker subscribe to a topic that the client may follow.
-func (r *wsReader) follow(topic string, since *string) {
+// follow makes the command for a topic that the client may follow.
+func (r *wsReader) follow(topic string, since *string) *subscribe {
 	now := time.Now()
 	cmd := &subscribe{
 		client: r.c,
@@ -442,7 +439,7 @@ func (r *wsReader) follow(topic string, since *string) {
 		cmd.resume = true
 		cmd.since, _ = parseID(*since) // zero, if it is no ID, is a gap
 	}
-	r.p.broker.send(cmd) // the broker runs until all clients have left
+	return cmd
 }
 
 func (r *wsReader) unsubscribe(topic string) {
