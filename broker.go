@@ -1,7 +1,6 @@
 package pushlet
 
 import (
-	"iter"
 	"math/rand/v2"
 	"strconv"
 	"time"
@@ -152,25 +151,17 @@ func (b *broker) send(cmd command) {
 
 func (b *broker) run() {
 	defer close(b.done)
-	for cmd := range b.commands() {
+	for {
+		cmd := <-b.inbox // quit is the second way out
+		if cmd == (quit{}) {
+			return
+		}
 		b.apply(cmd)
 		if len(b.inbox) == 0 || len(b.ready) >= readyBatch {
 			b.handOver()
 		}
 		if b.applied++; b.verify && (b.applied < 1000 || b.applied%1000 == 0) {
 			b.checkInvariants()
-		}
-	}
-}
-
-// commands yields what is in the inbox, up to quit.
-func (b *broker) commands() iter.Seq[command] {
-	return func(yield func(command) bool) {
-		for {
-			cmd := <-b.inbox // quit is the second way out
-			if cmd == (quit{}) || !yield(cmd) {
-				return
-			}
 		}
 	}
 }
@@ -215,7 +206,7 @@ func (b *broker) handOver() {
 	b.ready = b.ready[:0]
 }
 
-// run queues c, or wakes the goroutine that flushes it.
+// runnable puts c in line for the flusher, or wakes the goroutine that flushes it.
 func (b *broker) runnable(c *client) {
 	if c.wake != nil {
 		c.kick()
