@@ -65,6 +65,7 @@ type subscription struct {
 	behind bool  // catching up: fed with pages of history, not by publish
 	slow   bool  // behind because the queue was full, not because of a cursor
 	fallen bool  // the slow-consumer policy has been applied to this fall
+	latest bool  // policy KeepLatest: only the newest messages, until it is live
 }
 
 func newClient(id string, form form, t transport, env *clientEnv, now time.Time) *client {

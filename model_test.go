@@ -128,7 +128,7 @@ type modelClient struct {
 type modelProgress struct {
 	next int  // index of the next message
 	gap  bool // a gap was signalled since the last message
-	skip int  // policy KeepLatest: so many messages after a gap may leave others out
+	skip int  // policy KeepLatest: messages before this index may be left out
 	any  bool // after a gap by an unreadable cursor the next may be any
 }
 
@@ -211,6 +211,9 @@ func (w *modelWorld) apply(cmd command) {
 	w.broker.handOver()
 	f := w.broker.flusher
 	f.wg.Wait() // for aborts
+	for _, m := range w.clients {
+		m.noteLatest()
+	}
 	w.runnable = append(w.runnable, f.clients[f.head:]...)
 	f.clients, f.head = nil, 0
 }
@@ -429,6 +432,19 @@ func (m *modelClient) subscribe(topic string) {
 	m.w.apply(cmd)
 }
 
+// noteLatest lets the model leave out what was published while the client got only the
+// newest messages of a topic, under policy KeepLatest.
+func (m *modelClient) noteLatest() {
+	if m.c == nil {
+		return
+	}
+	for s := range m.c.subscriptions() {
+		if p := m.progress[s.topic.name]; s.latest && p != nil {
+			p.skip = m.w.logs[s.topic.name]
+		}
+	}
+}
+
 // disconnect cuts the connection wherever it is; what lies in the socket is lost.
 func (m *modelClient) disconnect() {
 	if m.c == nil {
@@ -615,9 +631,6 @@ func (m *modelClient) gap(topic string, why Reason) {
 	}
 	if p := m.progress[topic]; p != nil {
 		p.gap = true
-		if m.w.cfg.slowPolicy.fallback == KeepLatest {
-			p.skip = modelEvents + 1
-		}
 		p.any = p.any || why == gapUnknownCursor && m.forged
 	}
 }
@@ -635,9 +648,9 @@ func (m *modelClient) message(data string) {
 		return
 	case i == p.next:
 	case p.gap && (i > p.next || p.any):
-	case p.skip > 0 && i > p.next:
+	case i > p.next && i <= p.skip:
 	default:
 		m.w.fatalf("%s: message %d of %q, want %d (gap signalled: %v)", m.name, i, topic, p.next, p.gap)
 	}
-	*p = modelProgress{next: i + 1, skip: max(0, p.skip-1)}
+	*p = modelProgress{next: i + 1, skip: p.skip}
 }

@@ -216,11 +216,11 @@ func WithMaxTopics(n int) Option {
 }
 
 // WithMaxMessageSize sets how many bytes of data a message may have; Publish returns
-// ErrTooLarge for more. The default is 1 MiB, the most 1 GiB.
+// ErrTooLarge for more. The default is 1 MiB, the most 512 MiB.
 func WithMaxMessageSize(bytes int) Option {
 	return positive("WithMaxMessageSize", bytes, func(c *config) {
-		if bytes > 1<<30 {
-			c.reject("WithMaxMessageSize: %d is more than 1 GiB", bytes)
+		if bytes > 512<<20 { // encoded it may be seven times as long, and must be below 4 GiB
+			c.reject("WithMaxMessageSize: %d is more than 512 MiB", bytes)
 			return
 		}
 		c.maxMessageSize = bytes

@@ -88,7 +88,7 @@ func (b *broker) setBehind(s *subscription, pos msgID) {
 		s.client.behind++
 		b.behind[s.client] = struct{}{}
 	}
-	s.pos, s.slow, s.fallen = pos, false, false
+	s.pos, s.slow, s.fallen, s.latest = pos, false, false, false
 }
 
 // setLive marks a subscription as fed by publish from now on. It has all there is.
@@ -175,14 +175,13 @@ func (b *broker) pageReadsOf(c *client) (reads []pageRead, ok bool) {
 		if !s.behind {
 			continue
 		}
-		latestOnly := false
 		if s.pos.before(s.topic.floor()) {
 			b.applyPolicy(s)
 			if s.slow && s.topic.policy == Disconnect {
 				b.end(c, ReasonSlow)
 				return nil, false
 			}
-			latestOnly = s.slow && s.topic.policy == KeepLatest
+			s.latest = s.slow && s.topic.policy == KeepLatest
 			b.tellGaps(c, []gap{{s, s.topic.cause()}})
 			s.fallen = false
 		}
@@ -190,7 +189,7 @@ func (b *broker) pageReadsOf(c *client) (reads []pageRead, ok bool) {
 		if s.topic.state != nil {
 			frames = s.topic.state.log.from(s.pos)
 		}
-		if latestOnly {
+		if s.latest {
 			frames = newestByEvent(frames)
 		}
 		reads = append(reads, pageRead{s, frames})

@@ -212,18 +212,26 @@ func (t *controllerTransport) check(bool) Reason { return "" }
 
 func (t *controllerTransport) tryWrite(*socketWriter, []byte) (int, error) { return 0, nil }
 
-// write writes and flushes. The deadline is per write and cleared afterwards: with
+// controllerPiece is how many bytes a peer has to take within the write timeout: here we
+// cannot see whether it has taken some of them.
+const controllerPiece = 4 << 10
+
+// write writes and flushes. The deadline is per piece and cleared afterwards: with
 // HTTP/2 one that passes ends the stream even if nothing is being written, and a
 // server's WriteTimeout must not end it at all.
 func (t *controllerTransport) write(b []byte) error {
 	if len(b) == 0 {
 		return nil
 	}
-	if err := t.deadline(time.Now().Add(t.timeout)); err != nil {
-		return err
-	}
-	if _, err := t.w.Write(b); err != nil {
-		return err
+	for len(b) > 0 {
+		piece := b[:min(len(b), controllerPiece)]
+		b = b[len(piece):]
+		if err := t.deadline(time.Now().Add(t.timeout)); err != nil {
+			return err
+		}
+		if _, err := t.w.Write(piece); err != nil {
+			return err
+		}
 	}
 	if err := t.rc.Flush(); err != nil {
 		return err

@@ -1,0 +1,7 @@
+package pushlet
+
+// What the tests of package pushlet_test need of the inside.
+var (
+	AppendSSEBody = appendSSEBody
+	NewStdLogger  = newStdLogger
+)
