@@ -169,7 +169,7 @@ func (p *Pushlet) hijackSSE(w http.ResponseWriter, r *http.Request, s *sseReques
 // responseHead is the head of a response with the headers that middleware has set. The
 // body ends with the connection.
 func responseHead(h http.Header, now time.Time) []byte {
-	b := make([]byte, 0, 512)
+	b := make([]byte, 0, 256)
 	b = append(b, "HTTP/1.1 200 OK\r\n"...)
 	if h.Get("Date") == "" {
 		b = append(b, "Date: "...)

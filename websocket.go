@@ -125,6 +125,9 @@ func handshakeHeader(h http.Header) http.Header {
 // ours (RFC 7692, section 7.1.2.1), to which gorilla would agree without keeping it.
 func withoutWindows(r *http.Request) *http.Request {
 	const header, window = "Sec-Websocket-Extensions", "server_max_window_bits"
+	if len(r.Header[header]) == 0 {
+		return r
+	}
 	offers := strings.Split(strings.Join(r.Header[header], ","), ",")
 	kept := slices.DeleteFunc(slices.Clone(offers), func(s string) bool { return strings.Contains(s, window) })
 	if len(kept) == len(offers) {
@@ -241,7 +244,11 @@ func (r *wsReader) wait() {
 		n, err = r.conn.Conn.Read(r.first[:])
 	}
 	r.conn.ahead = r.first[:n]
-	go r.read(err)
+	if err != nil {
+		r.read(err) // the end: the stack no longer matters
+		return
+	}
+	go r.read(nil)
 }
 
 // isPong reports whether b is just a pong without payload, as a client sends it: masked.
