@@ -88,7 +88,7 @@ func runServer(kind, protocol string, heartbeat time.Duration, profiles string) 
 	if err := syscall.SetNonblock(feedbackFD, true); err != nil {
 		return fmt.Errorf("feedback pipe: %w", err)
 	}
-	go f.read(os.NewFile(feedbackFD, "feedback")) // ends with the process
+	go func() { _ = f.read(os.NewFile(feedbackFD, "feedback")) }() // ends with the process
 	return answerCalls(&Server{target: t, addr: l.Addr().String(), feedback: f, profiles: profiles})
 }
 

@@ -173,7 +173,7 @@ func (w *worker) connect(i int) error {
 func (w *worker) poll() {
 	n, err := syscall.EpollWait(w.epoll, w.events, 0)
 	if n == 0 && w.config.Check && time.Since(w.lastRead) < awake {
-		syscall.RawSyscall(syscall.SYS_SCHED_YIELD, 0, 0, 0) // never fails
+		_, _, _ = syscall.RawSyscall(syscall.SYS_SCHED_YIELD, 0, 0, 0) // never fails
 		return
 	}
 	idle := false
@@ -201,7 +201,7 @@ func (w *worker) read(i int) {
 	}
 	if n <= 0 {
 		if !w.conns[i].answered {
-			w.fail(fmt.Errorf("closed before an answer: %v after %q", err, w.conns[i].early))
+			w.fail(fmt.Errorf("closed before an answer: %w after %q", err, w.conns[i].early))
 		}
 		w.lost++
 		w.leave(i)
