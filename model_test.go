@@ -207,13 +207,13 @@ func (w *modelWorld) boot() {
 
 // apply gives the broker a command and collects what has become runnable.
 func (w *modelWorld) apply(cmd command) {
+	for _, m := range w.clients {
+		m.noteLatest()
+	}
 	w.broker.apply(cmd)
 	w.broker.handOver()
 	f := w.broker.flusher
 	f.wg.Wait() // for aborts
-	for _, m := range w.clients {
-		m.noteLatest()
-	}
 	w.runnable = append(w.runnable, f.clients[f.head:]...)
 	f.clients, f.head = nil, 0
 }
@@ -432,14 +432,16 @@ func (m *modelClient) subscribe(topic string) {
 	m.w.apply(cmd)
 }
 
-// noteLatest lets the model leave out what was published while the client got only the
-// newest messages of a topic, under policy KeepLatest.
+// noteLatest lets the model leave out what has been published by now if the client's next
+// page has only the newest messages of a topic, under policy KeepLatest.
 func (m *modelClient) noteLatest() {
 	if m.c == nil {
 		return
 	}
 	for s := range m.c.subscriptions() {
-		if p := m.progress[s.topic.name]; s.latest && p != nil {
+		p := m.progress[s.topic.name]
+		latest := s.latest || s.slow && s.topic.policy == KeepLatest && s.pos.before(s.topic.floor())
+		if s.behind && latest && p != nil {
 			p.skip = m.w.logs[s.topic.name]
 		}
 	}

@@ -94,7 +94,7 @@ func (b *broker) setBehind(s *subscription, pos msgID) {
 // setLive marks a subscription as fed by publish from now on. It has all there is.
 func (b *broker) setLive(s *subscription) {
 	if s.behind {
-		s.behind = false
+		s.behind, s.latest = false, false
 		s.client.behind--
 		if s.client.behind == 0 {
 			delete(b.behind, s.client)
@@ -150,6 +150,7 @@ func (b *broker) readPage(c *client) (more bool) {
 	if !ok {
 		return false
 	}
+	defer clear(reads) // keep no message alive
 	messages, bytes := 0, 0
 	for r := oldest(reads); r != nil; r = oldest(reads) {
 		f := r.frames[0]
@@ -163,7 +164,6 @@ func (b *broker) readPage(c *client) (more bool) {
 	for _, r := range reads {
 		b.setLive(r.sub)
 	}
-	clear(b.pageReads)
 	return false
 }
 
