@@ -290,8 +290,7 @@ func (b *broker) build(t *topic, f *frame, m form) {
 		return
 	}
 	if f.enc == nil {
-		f.enc = encodedPool.Get().(*encoded)
-		f.enc.sse, f.enc.json, f.enc.zip = f.enc.sse[:0], f.enc.json[:0], f.enc.zip[:0]
+		f.enc = newEncoded()
 	}
 	e := f.enc
 	e.need(f, m)

@@ -9,7 +9,7 @@ import (
 
 // A flusher writes what is queued to clients. A few workers take clients from its run
 // queue and write without ever waiting; a client whose socket is full goes on in a
-// goroutine of its own, which waits for the socket, with a deadline.
+// goroutine of its own, which waits for the socket.
 type flusher struct {
 	wg      sync.WaitGroup // workers, blocked writers, aborts
 	workers []*worker
@@ -29,8 +29,8 @@ const (
 	// grabSize is how many clients a worker takes from the run queue at once: enough
 	// to make the lock cheap, few enough to leave some to the others.
 	grabSize = 16
-	// blockedChunk bounds one waiting write, so that what a slow client has taken is
-	// known, and the deadline renewed, in steps of this many bytes.
+	// blockedChunk bounds one waiting write, so that what a slow client has taken leaves
+	// its queue in steps of this many bytes.
 	blockedChunk = 16 << 10
 )
 

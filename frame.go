@@ -90,6 +90,13 @@ type encoded struct {
 
 var encodedPool = sync.Pool{New: func() any { return new(encoded) }}
 
+// newEncoded returns one with nothing in it; release gives it back.
+func newEncoded() *encoded {
+	e := encodedPool.Get().(*encoded)
+	e.sse, e.json, e.zip = e.sse[:0], e.json[:0], e.zip[:0]
+	return e
+}
+
 // maxPooled keeps the buffers of rare large messages out of the pools.
 const maxPooled = 64 << 10
 
@@ -98,12 +105,10 @@ func (f *frame) encode(want wantedForms) {
 	if want == (wantedForms{}) {
 		return
 	}
-	f.enc = encodedPool.Get().(*encoded)
-	e := f.enc
-	e.sse, e.json, e.zip = e.sse[:0], e.json[:0], e.zip[:0]
+	f.enc = newEncoded()
 	for m := range numForms {
 		if want[m] {
-			e.need(f, m)
+			f.enc.need(f, m)
 		}
 	}
 }
