@@ -32,12 +32,15 @@ type broker struct {
 	clients int
 	behind  map[*client]struct{} // clients with a subscription that is behind
 	buckets [heartbeatBuckets][]*client
-	joining int       // the bucket that the next client goes to
-	beating int       // the bucket whose heartbeat is next
-	ready   []*client // runnable, not yet handed to the flusher
-	leaving bool      // drain has come
-	cut     bool      // disband has come
-	applied int       // commands, for verify
+	joining int                   // the bucket that the next client goes to
+	beating int                   // the bucket whose heartbeat is next
+	ready   []*client             // runnable, not yet handed to the flusher
+	shared  sharedLog             // the connector; nil but in distributed mode
+	waiting map[*client][]*parked // for Redis
+	idle    []*topic              // in distributed mode without followers, in the order of idleSince
+	leaving bool                  // drain has come
+	cut     bool                  // disband has come
+	applied int                   // commands, for verify
 
 	// Scratch memory of run.
 	cursor    cursor
@@ -170,6 +173,15 @@ func (b *broker) apply(cmd command) {
 	switch cmd := cmd.(type) {
 	case *frame:
 		b.publish(cmd)
+	case *arrival:
+		b.now = cmd.now
+		b.arrive(cmd.frame)
+	case *sighting:
+		b.sight(cmd)
+	case *filled:
+		b.filled(cmd)
+	case *inquiry:
+		cmd.answer <- b.positions(cmd.topics) // has room for it
 	case *attach:
 		b.attach(cmd)
 	case *detach:
@@ -187,6 +199,10 @@ func (b *broker) apply(cmd command) {
 		b.heartbeat(cmd.now, cmd.beats)
 		b.sweepHistory(cmd.now)
 		b.sweepBehind()
+		if b.shared != nil {
+			b.sweepIdle(cmd.now)
+			b.sweepParked(cmd.now)
+		}
 	case drain:
 		b.endAll()
 	case disband:
@@ -360,7 +376,22 @@ func (b *broker) attach(cmd *attach) {
 	c.index = int32(len(b.buckets[c.bucket]))
 	b.buckets[c.bucket] = append(b.buckets[c.bucket], c)
 	b.clients++
+	c.leaving = b.leaving
+	if b.shared != nil && len(cmd.topics) > 0 && b.park(c, cmd, b.needsOfAttach(cmd)) {
+		if b.leaving {
+			b.end(c, ReasonShutdown)
+		}
+	} else {
+		b.welcome(cmd)
+	}
+	if b.cut {
+		b.flusher.abort(c, ReasonShutdown)
+	}
+}
 
+// welcome makes a new client follow its topics, when these are ready.
+func (b *broker) welcome(cmd *attach) {
+	c := cmd.client
 	for _, name := range cmd.topics {
 		b.follow(c, b.topicFor(name))
 	}
@@ -375,11 +406,7 @@ func (b *broker) attach(cmd *attach) {
 	for _, first := range cmd.first {
 		b.subscribe(first)
 	}
-	c.leaving = b.leaving
 	b.page(c)
-	if b.cut {
-		b.flusher.abort(c, ReasonShutdown)
-	}
 }
 
 // hello tells an SSE client that it is connected. Its "id:" is where the client is; for
@@ -414,6 +441,7 @@ func (b *broker) detach(c *client, now time.Time) {
 	if c.bucket < 0 {
 		return
 	}
+	b.unparkClient(c)
 	for s := range c.subscriptions() {
 		b.unfollow(s, now)
 	}
@@ -463,7 +491,10 @@ func (b *broker) beat(c *client, now time.Time) {
 
 // end lets a client have what is queued and a farewell.
 func (b *broker) end(c *client, why Reason) {
-	if c.finish(why, farewell(c.form, why, b.cfg.retry)) == runnable {
+	o := c.finish(why, farewell(c.form, why, b.cfg.retry))
+	if b.unparkClient(c) {
+		b.page(c) // it waited to be welcomed: let it go
+	} else if o == runnable {
 		b.runnable(c)
 	}
 }

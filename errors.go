@@ -26,8 +26,19 @@ var (
 	// ErrTooLarge is wrapped by errors about data over the limit of WithMaxMessageSize.
 	ErrTooLarge = errors.New("pushlet: message too large")
 
-	// ErrUnsupported is wrapped by errors about something this version cannot do.
-	ErrUnsupported = errors.New("pushlet: not supported")
+	// ErrUnavailable is wrapped by errors about Redis that does not answer, or does not
+	// take the message, in distributed mode. The message was surely not published.
+	ErrUnavailable = errors.New("pushlet: unavailable")
+
+	// ErrUncertain is wrapped by errors of Publish in distributed mode when the message
+	// was given to Redis but it is not known whether it was taken, or whether as many
+	// replicas have it as WithReplicaAcks asks for. It may have been, or may yet be,
+	// published, once.
+	ErrUncertain = errors.New("pushlet: perhaps published")
+
+	// ErrOverloaded is wrapped by errors of Publish in distributed mode when more
+	// messages wait for Redis than are allowed. The message was surely not published.
+	ErrOverloaded = errors.New("pushlet: too many messages wait to be published")
 )
 
 // A Reason says why a connection ended or a client was told of a gap.
@@ -44,12 +55,14 @@ const (
 	ReasonMaxAge       Reason = "maximum age"        // WithMaxConnectionAge
 	ReasonIdle         Reason = "idle"               // WithIdleTimeout
 	ReasonShutdown     Reason = "shutdown"           // Stop or Shutdown
+	ReasonUnavailable  Reason = "unavailable"        // Redis was down when the client came
 )
 
 // Why a client was told that messages are missing. The names are those of the wire.
 const (
 	gapTrimmed       Reason = "trimmed"        // pushed out of history by number or bytes
 	gapExpired       Reason = "expired"        // left history by age
-	gapRestarted     Reason = "restarted"      // the cursor is from before this process started
+	gapRestarted     Reason = "restarted"      // the log began anew: this process, or Redis without its data
+	gapRolledBack    Reason = "rolled_back"    // Redis has lost messages that it had taken
 	gapUnknownCursor Reason = "unknown_cursor" // the cursor cannot be read or was never given out
 )

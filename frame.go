@@ -42,7 +42,11 @@ type frame struct {
 	// Set by the broker when it orders the message, immutable afterwards.
 	id   msgID
 	prev msgID // ID before this one in its topic
-	all  msgID // last ID of the broadcast log at that moment
+	all  msgID // last ID of the broadcast log at that moment; zero if not known
+
+	// In distributed mode, set by the connector: this is no message, but says that up to
+	// prev messages are gone, and why.
+	mark Reason
 
 	// Owned by the broker.
 	forms   [numForms]rangeOf

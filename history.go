@@ -50,6 +50,19 @@ func (l *topicLog) append(f *frame) {
 	}
 }
 
+// prepend puts older messages before the others, as many as the limits allow.
+func (l *topicLog) prepend(older []*frame) {
+	kept := l.frames[l.head:]
+	all := make([]*frame, 0, len(older)+len(kept))
+	l.frames, l.head = append(append(all, older...), kept...), 0
+	for _, f := range older {
+		l.bytes += f.size()
+	}
+	for l.len() > 1 && (l.len() > l.limits.messages || l.bytes > l.limits.bytes) {
+		l.drop(gapTrimmed)
+	}
+}
+
 // expire drops what is older than the limit, but never the newest message: with it, a
 // client of an idle topic finds the position that it left.
 func (l *topicLog) expire(now time.Time) {

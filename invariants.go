@@ -17,7 +17,7 @@ func (b *broker) checkInvariants() {
 	b.checkTopic(b.all)
 	for name, t := range b.topics {
 		must(t.name == name && t != b.all, "topic %q is known by its name", name)
-		must(len(t.subs) > 0 || t.state != nil, "topic %q has a follower or messages", name)
+		must(len(t.subs) > 0 || t.state != nil || b.shared != nil, "topic %q has a follower or messages", name)
 		b.checkTopic(t)
 	}
 }
@@ -56,10 +56,13 @@ func (b *broker) checkTopic(t *topic) {
 		f := log.frames[i]
 		bytes += f.size()
 		must(f.prev.before(f.id), "IDs of %q increase", t.name)
-		must(i == log.head || f.prev == log.frames[i-1].id, "messages of %q are linked", t.name)
+		must(i == log.head || f.prev == log.frames[i-1].id || b.shared != nil && f.prev.isFloor(), "messages of %q are linked", t.name)
 	}
 	must(bytes == log.bytes, "bytes of %q are counted", t.name)
-	must(log.len() == 0 || log.frames[len(log.frames)-1].id == t.last, "the newest of %q is the last", t.name)
+	must(log.len() == 0 || log.frames[len(log.frames)-1].id == t.last || b.shared != nil && t.last.isFloor(), "the newest of %q is the last", t.name)
+	if b.shared != nil {
+		must(t.shared.open, "messages of %q came after its position", t.name)
+	}
 	must(log.len() <= max(1, log.limits.messages), "history of %q is bounded", t.name)
 }
 

@@ -38,6 +38,12 @@ const (
 
 func (x msgID) lineage() uint64 { return x.seq >> counterBits }
 
+// floorAt is a position that no message has: that of a topic in Redis which had none at
+// that time. Messages in Redis have counters from 1.
+func floorAt(ms, lineage uint64) msgID { return msgID{ms, lineage << counterBits} }
+
+func (x msgID) isFloor() bool { return x.seq&(1<<counterBits-1) == 0 }
+
 // next returns the smallest ID after x that is not before the time ms.
 func (x msgID) next(ms, lineage uint64) msgID {
 	first := lineage << counterBits

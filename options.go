@@ -5,7 +5,10 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"strings"
 	"time"
+
+	"github.com/redis/go-redis/v9"
 )
 
 // An Option changes a setting of New. Where two contradict, the last one wins.
@@ -17,6 +20,8 @@ type config struct {
 	hooks     Hooks
 	authorize func(*http.Request, string) error
 	origins   []string // allowed; nil: same origin
+
+	redis redisSettings
 
 	history        byPrefix[historyLimits]
 	lastMessageAge time.Duration
@@ -64,6 +69,12 @@ func defaultConfig() config {
 		readBuffer:     288,
 		hijack:         true,
 		verify:         os.Getenv("PUSHLET_VERIFY") == "1",
+		redis: redisSettings{
+			prefix:      "pushlet",
+			publishWait: 5 * time.Second,
+			queue:       8192,
+			queueBytes:  64 << 20,
+		},
 	}
 }
 
@@ -264,4 +275,77 @@ func WithCompression() Option {
 // connection ends, and writes through the ResponseWriter as with HTTP/2.
 func WithHijack(hijack bool) Option {
 	return func(c *config) { c.hijack = hijack }
+}
+
+// WithRedis shares topics with other instances through Redis 7.0 or later: distributed
+// mode. The client is a *redis.Client, also one for Sentinel (redis.NewFailoverClient), or
+// a *redis.ClusterClient; whoever made it closes it, after Stop. Its retries are not used.
+// All instances must have the same options for Redis and for history.
+func WithRedis(client redis.UniversalClient) Option {
+	return func(c *config) {
+		switch client.(type) {
+		case *redis.Client, *redis.ClusterClient:
+			c.redis.client = client
+		default:
+			c.reject("WithRedis: a %T is neither a *redis.Client nor a *redis.ClusterClient", client)
+		}
+	}
+}
+
+// WithRedisPrefix sets what the names of all keys and channels in Redis begin with, so
+// that applications can share one. The default is "pushlet".
+func WithRedisPrefix(prefix string) Option {
+	return func(c *config) {
+		if prefix == "" || strings.ContainsAny(prefix, "{} \r\n") {
+			c.reject("WithRedisPrefix: %q must not be empty or contain braces, spaces or line ends", prefix)
+			return
+		}
+		c.redis.prefix = prefix
+	}
+}
+
+// WithRedisPartitions sets over how many hash slots topics are spread. Each has a
+// connection of its own for what arrives. The default is 1, and 16 with a ClusterClient;
+// it must be the same on all instances, and for as long as there are messages in Redis.
+func WithRedisPartitions(n int) Option {
+	return positive("WithRedisPartitions", n, func(c *config) {
+		if n > maxPartitions {
+			c.reject("WithRedisPartitions: %d is more than %d", n, maxPartitions)
+			return
+		}
+		c.redis.partitions = n
+	})
+}
+
+// WithReplicaAcks makes Publish wait, with the Redis command WAIT, until n replicas have
+// the message, for at most timeout. If they do not, the message is published nevertheless,
+// and the error wraps ErrUncertain. By default no replica is waited for, so that a
+// failover can lose what was published just before; clients are told then.
+func WithReplicaAcks(n int, timeout time.Duration) Option {
+	return func(c *config) {
+		if n < 1 || timeout < time.Millisecond {
+			c.reject("WithReplicaAcks: %d replicas, %v: at least 1 and 1ms", n, timeout)
+			return
+		}
+		c.redis.acks, c.redis.acksTimeout = n, timeout
+	}
+}
+
+// WithPublishTimeout sets how long Publish waits for Redis in distributed mode. The
+// default is 5 seconds.
+func WithPublishTimeout(d time.Duration) Option {
+	return positive("WithPublishTimeout", d, func(c *config) { c.redis.publishWait = d })
+}
+
+// WithPublishQueue sets how many messages, and how many bytes of them, may wait for Redis
+// in each partition. When there are more messages Publish waits for room; when there are
+// more bytes it returns ErrOverloaded. The default is 8,192 messages and 64 MiB.
+func WithPublishQueue(messages, bytes int) Option {
+	return func(c *config) {
+		if messages < 1 || bytes < 1 {
+			c.reject("WithPublishQueue: %d messages, %d bytes: both must be positive", messages, bytes)
+			return
+		}
+		c.redis.queue, c.redis.queueBytes = messages, bytes
+	}
 }

@@ -23,12 +23,16 @@ type Pushlet struct {
 	flusher  *flusher
 	env      *clientEnv
 
+	// Set by Start, immutable afterwards.
+	connector *connector // nil but in distributed mode
+
 	counters   counters
 	heartbeat  atomic.Int64  // nanoseconds
 	newBeat    chan struct{} // the heartbeat interval has changed; holds one
 	slow       chan SlowConsumer
 	open       atomic.Int64   // connections admitted, against the limit
 	conns      sync.WaitGroup // one for each connection admitted
+	publishing sync.WaitGroup // calls of Publish in distributed mode
 	background sync.WaitGroup // clock and reporter
 	quiet      chan struct{}  // closed by wind: the background goroutines are to end
 	force      chan struct{}  // closed by Shutdown: do not wait for the clients any more
@@ -53,6 +57,9 @@ const (
 	stopTimeout = 10 * time.Second // of Stop
 	forceGrace  = time.Second      // for connections that have been cut to notice
 	slowReports = 256              // reports that wait for Hooks.OnSlow
+
+	// downTolerance is for how long Redis may be away before new clients are refused.
+	downTolerance = 3 * time.Second
 )
 
 // New returns a Pushlet that is ready to be mounted and started. Options that cannot be
@@ -100,6 +107,11 @@ func (p *Pushlet) Start() error {
 		return nil
 	}
 	p.state = stateRunning
+	if p.cfg.redis.client != nil {
+		p.connector = newConnector(&p.cfg, p.broker, &p.counters, p.log)
+		p.broker.share(p.connector)
+		p.connector.start()
+	}
 	p.flusher.start()
 	go p.broker.run() // wind waits for broker.done
 	p.background.Go(p.clock)
@@ -158,17 +170,23 @@ func (p *Pushlet) Shutdown(ctx context.Context) error {
 func (p *Pushlet) wind() {
 	defer close(p.stopped)
 	ended := make(chan struct{})
-	go func() { defer close(ended); p.conns.Wait() }()
+	go func() { defer close(ended); p.conns.Wait(); p.publishing.Wait() }()
 
 	p.broker.send(drain{})
 	select {
 	case <-ended:
 	case <-p.force:
 		p.broker.send(disband{})
+		if p.connector != nil {
+			p.connector.cancel()
+		}
 		<-ended
 	}
 	close(p.quiet)
 	p.background.Wait()
+	if p.connector != nil {
+		p.connector.stop()
+	}
 	p.broker.send(quit{})
 	<-p.broker.done
 	p.flusher.stop()
@@ -182,33 +200,70 @@ func (p *Pushlet) wind() {
 // Errors wrap ErrInvalidTopic, ErrInvalidEvent, ErrReserved or ErrTooLarge, or are
 // ErrNotStarted or ErrClosed; then nothing was published. Bytes of event and data that
 // are not UTF-8 become U+FFFD.
+//
+// In distributed mode it returns nil when Redis has the message, and waits for that for
+// the time of WithPublishTimeout. Then errors may also wrap ErrUnavailable or
+// ErrOverloaded, when the message was surely not published, or ErrUncertain, when it may
+// have been.
 func (p *Pushlet) Publish(topic, event, data string) error {
+	return p.PublishContext(context.Background(), topic, event, data)
+}
+
+// PublishContext is Publish that waits no longer than until ctx is done; the error then
+// wraps the context's cause too. Without distributed mode ctx is not looked at.
+func (p *Pushlet) PublishContext(ctx context.Context, topic, event, data string) error {
 	if err := checkTopic(topic); err != nil {
 		return err
 	}
-	return p.publish(topic, event, data)
+	return p.publish(ctx, topic, event, data)
 }
 
 // PublishToAll sends an event to every client that follows at least one topic, once to
 // each. Otherwise it is like Publish.
 func (p *Pushlet) PublishToAll(event, data string) error {
-	return p.publish(broadcastTopic, event, data)
+	return p.publish(context.Background(), broadcastTopic, event, data)
 }
 
-func (p *Pushlet) publish(topic, event, data string) error {
+// PublishToAllContext is to PublishToAll what PublishContext is to Publish.
+func (p *Pushlet) PublishToAllContext(ctx context.Context, event, data string) error {
+	return p.publish(ctx, broadcastTopic, event, data)
+}
+
+func (p *Pushlet) publish(ctx context.Context, topic, event, data string) error {
 	if err := checkEvent(event); err != nil {
 		return err
 	}
 	if err := checkData(data, p.cfg.maxMessageSize); err != nil {
 		return err
 	}
-	f := newFrame(topic, event, data, time.Now())
-	f.encode(p.counters.wanted())
-	if err := p.tell(f); err != nil {
+	if err := p.hand(ctx, topic, event, data); err != nil {
 		return err
 	}
 	p.counters.published.Add(1)
 	return nil
+}
+
+// hand gives a message that has been checked to the broker, or to Redis.
+func (p *Pushlet) hand(ctx context.Context, topic, event, data string) error {
+	p.gate.RLock()
+	err := p.state.err()
+	c := p.connector
+	if err == nil && c != nil {
+		p.publishing.Add(1)
+	}
+	p.gate.RUnlock()
+	switch {
+	case err != nil:
+		return err
+	case c == nil:
+		f := newFrame(topic, event, data, time.Now())
+		f.encode(p.counters.wanted())
+		return p.tell(f)
+	}
+	defer p.publishing.Done()
+	ctx, cancel := context.WithTimeout(ctx, p.cfg.redis.publishWait)
+	defer cancel()
+	return c.publish(ctx, topic, event, data)
 }
 
 // tell gives the broker a command if the Pushlet is running.
@@ -242,6 +297,9 @@ func (p *Pushlet) admit() error {
 	defer p.gate.RUnlock()
 	if err := p.state.err(); err != nil {
 		return err
+	}
+	if p.connector != nil && p.connector.down() > downTolerance {
+		return fmt.Errorf("%w: redis does not answer", ErrUnavailable)
 	}
 	if p.open.Add(1) > int64(p.cfg.maxClients) {
 		p.open.Add(-1)

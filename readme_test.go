@@ -59,6 +59,9 @@ func (b codeBlock) program() string {
 			fmt.Fprintf(&imports, "import %q\n", path)
 		}
 	}
+	if strings.Contains(b.text, "redis.") {
+		imports.WriteString("import \"github.com/redis/go-redis/v9\"\n")
+	}
 	return "package main\n" + imports.String() + `
 import "net/http"
 import "github.com/usual2970/pushlet"

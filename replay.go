@@ -8,8 +8,8 @@ type resume struct {
 
 // handout is a position to give to a client that may come back with it.
 func (b *broker) handout(s *subscription) msgID {
-	if s.behind {
-		return s.pos
+	if s.behind || b.shared != nil {
+		return s.position()
 	}
 	return b.last
 }
@@ -26,7 +26,7 @@ func (b *broker) rewind(c *client, from *resume) (gaps []gap) {
 	for _, s := range c.topics {
 		pos, ok := from.cursor.position(s.topic.hash)
 		if from.known && !ok {
-			pos = b.last
+			pos = b.handout(s)
 		}
 		back(s, pos)
 	}
@@ -45,14 +45,32 @@ func (b *broker) missing(t *topic, pos msgID, known bool) Reason {
 	switch {
 	case !known || pos.isZero():
 		return gapUnknownCursor
+	case b.reaches(t, pos):
+		return ""
+	case b.shared != nil:
+		return b.cause(t, pos)
 	case pos.lineage() != b.lineage || pos.before(b.start):
 		return gapRestarted
 	case b.last.before(pos):
 		return gapUnknownCursor
-	case pos.before(t.floor()):
-		return t.cause()
 	}
-	return ""
+	return b.cause(t, pos)
+}
+
+// reaches reports whether memory has all that a client at pos has missed.
+func (b *broker) reaches(t *topic, pos msgID) bool {
+	if b.shared != nil {
+		return b.holds(t, pos)
+	}
+	return pos.lineage() == b.lineage && !pos.before(t.floor()) && !b.last.before(pos)
+}
+
+// cause says why messages after pos are gone.
+func (b *broker) cause(t *topic, pos msgID) Reason {
+	if b.shared != nil {
+		return b.sharedCause(t, pos)
+	}
+	return t.cause()
 }
 
 // tellGaps tells a client what it misses and puts it behind the gaps: one event for
@@ -175,14 +193,14 @@ func (b *broker) pageReadsOf(c *client) (reads []pageRead, ok bool) {
 		if !s.behind {
 			continue
 		}
-		if s.pos.before(s.topic.floor()) {
+		if !b.reaches(s.topic, s.pos) {
 			b.applyPolicy(s)
 			if s.slow && s.topic.policy == Disconnect {
 				b.end(c, ReasonSlow)
 				return nil, false
 			}
 			s.latest = s.slow && s.topic.policy == KeepLatest
-			b.tellGaps(c, []gap{{s, s.topic.cause()}})
+			b.tellGaps(c, []gap{{s, b.cause(s.topic, s.pos)}})
 			s.fallen = false
 		}
 		var frames []*frame
@@ -223,6 +241,10 @@ func oldest(reads []pageRead) (first *pageRead) {
 // was queued. An SSE client gets the shared bytes if their "id:" is exactly its cursor.
 func (b *broker) replay(s *subscription, f *frame) bool {
 	c := s.client
+	if f.mark != "" {
+		s.pos = f.id // it is for those who have missed something
+		return true
+	}
 	b.build(s.topic, f, c.form)
 	before := s.pos
 	s.pos = f.id
@@ -248,7 +270,7 @@ func (b *broker) replay(s *subscription, f *frame) bool {
 func (b *broker) sweepBehind() {
 	for c := range b.behind {
 		for s := range c.subscriptions() {
-			if !s.behind || !s.slow || !s.pos.before(s.topic.floor()) {
+			if !s.behind || !s.slow || b.reaches(s.topic, s.pos) {
 				continue
 			}
 			b.applyPolicy(s)

@@ -924,14 +924,6 @@ func TestConnectHookPublishes(t *testing.T) {
 	}
 }
 
-// TestEnableDistributedMode: nobody takes one instance for many.
-func TestEnableDistributedMode(t *testing.T) {
-	p := newPushlet(t)
-	if err := p.EnableDistributedMode("localhost:6379", "secret", 0); !errors.Is(err, pushlet.ErrUnsupported) || strings.Contains(err.Error(), "secret") {
-		t.Errorf("EnableDistributedMode = %v, want %v without the password", err, pushlet.ErrUnsupported)
-	}
-}
-
 // TestSSEManyStreamsOverHTTP2 has more streams on one connection than a browser opens
 // connections.
 func TestSSEManyStreamsOverHTTP2(t *testing.T) {

@@ -3,6 +3,7 @@ package pushlet
 import (
 	"fmt"
 	"sync/atomic"
+	"time"
 )
 
 // Stats is what a Pushlet has done since it was made, and what there is now. Print it
@@ -12,8 +13,9 @@ type Stats struct {
 	Clients   int // connections of both protocols
 	SSE       int
 	WebSocket int
-	Topics    int // that have a follower or a message in history
-	Behind    int // clients that are being fed from history
+	Topics    int           // that have a follower or a message in history
+	Behind    int           // clients that are being fed from history
+	RedisDown time.Duration // for how long Redis has not answered; 0 if it does, or is not used
 
 	// Since the start.
 	Connected      uint64 // connections accepted
@@ -27,14 +29,18 @@ type Stats struct {
 	Slow           uint64 // times a slow client lost messages and the policy was applied
 	WriteTimeouts  uint64 // connections closed because they took nothing
 	ReportsDropped uint64 // calls of Hooks.OnSlow left out because it was too slow
+	RedisReads     uint64 // times a topic was read from Redis, because messages lacked
+	Rollbacks      uint64 // times Redis had lost messages that this instance had published
 }
 
 // String returns the numbers in one line.
 func (s Stats) String() string {
 	return fmt.Sprintf("clients=%d sse=%d websocket=%d topics=%d behind=%d connected=%d refused=%d "+
-		"published=%d delivered=%d bytes=%d resumes=%d gaps=%d fell_behind=%d slow=%d write_timeouts=%d",
+		"published=%d delivered=%d bytes=%d resumes=%d gaps=%d fell_behind=%d slow=%d write_timeouts=%d "+
+		"redis_down=%v redis_reads=%d rollbacks=%d",
 		s.Clients, s.SSE, s.WebSocket, s.Topics, s.Behind, s.Connected, s.Refused,
-		s.Published, s.Delivered, s.BytesSent, s.Resumes, s.Gaps, s.FellBehind, s.Slow, s.WriteTimeouts)
+		s.Published, s.Delivered, s.BytesSent, s.Resumes, s.Gaps, s.FellBehind, s.Slow, s.WriteTimeouts,
+		s.RedisDown.Round(time.Millisecond), s.RedisReads, s.Rollbacks)
 }
 
 // counters are what the parts count as they go. All are safe for concurrent use; what
@@ -47,6 +53,7 @@ type counters struct {
 	resumes, gaps        atomic.Uint64
 	fellBehind, slow     atomic.Uint64
 	timeouts, unreported atomic.Uint64
+	fills, rollbacks     atomic.Uint64
 
 	// followers counts the subscriptions to topics by form, so that publishers know
 	// which forms are wanted. A moment late is no harm: the broker builds what lacks.
@@ -84,12 +91,19 @@ func (p *Pushlet) Stats() Stats {
 		Slow:           k.slow.Load(),
 		WriteTimeouts:  k.timeouts.Load(),
 		ReportsDropped: k.unreported.Load(),
+		RedisReads:     k.fills.Load(),
+		Rollbacks:      k.rollbacks.Load(),
 	}
 	s.Clients = s.SSE + s.WebSocket
 	for _, w := range p.flusher.workers {
 		s.Delivered += w.delivered.Load()
 		s.BytesSent += w.sent.Load()
 	}
+	p.gate.RLock()
+	if p.connector != nil && p.state == stateRunning {
+		s.RedisDown = p.connector.down()
+	}
+	p.gate.RUnlock()
 	answer := make(chan gauges, 1)
 	if p.tell(census{answer}) == nil {
 		select {

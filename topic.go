@@ -17,6 +17,7 @@ type topic struct {
 	subs      []*subscription
 	followers [numForms]int32 // subs by the form of their client
 	state     *topicState     // nil until there is a message
+	shared    *sharedTopic    // nil but in distributed mode
 }
 
 // topicState is what a topic has only once a message was published.
@@ -64,13 +65,23 @@ func (b *broker) subscribe(cmd *subscribe) {
 	}
 	s := b.find(c, cmd.topic)
 	switch {
-	case s != nil:
-	case cmd.topic == broadcastTopic:
-		s = b.follow(c, b.all)
-	case len(c.topics) >= b.cfg.maxTopics:
+	case s == nil && cmd.topic != broadcastTopic && len(c.topics)+len(b.waiting[c]) >= b.cfg.maxTopics:
 		why := fmt.Sprintf("more than %d topics", b.cfg.maxTopics)
 		b.tell(c, wsReply(c.form, cmd.topic, eventError, why, msgID{}, cmd.now))
 		return
+	case b.shared != nil && b.park(c, cmd, b.needsOfSubscribe(cmd)):
+		return
+	}
+	b.subscribeNow(cmd, s)
+}
+
+// subscribeNow does it, when the topic is ready.
+func (b *broker) subscribeNow(cmd *subscribe, s *subscription) {
+	c := cmd.client
+	switch {
+	case s != nil:
+	case cmd.topic == broadcastTopic:
+		s = b.follow(c, b.all)
 	default:
 		s = b.follow(c, b.topicFor(cmd.topic))
 	}
@@ -100,6 +111,7 @@ func (b *broker) unsubscribe(cmd *unsubscribe) {
 	if c.bucket < 0 {
 		return
 	}
+	b.unsubscribeParked(c, cmd.topic)
 	if cmd.topic == broadcastTopic {
 		c.allAsked = false
 	} else if s := b.find(c, cmd.topic); s != nil {
@@ -180,6 +192,10 @@ func (b *broker) unfollow(s *subscription, now time.Time) {
 		return
 	}
 	t.subs = nil
+	if b.shared != nil {
+		b.setIdle(t, now)
+		return
+	}
 	if t.state == nil || t.state.log.len() == 0 {
 		t.state = nil // for sweepHistory, if it has it
 		b.forget(t)
@@ -199,6 +215,9 @@ func (b *broker) topicFor(name string) *topic {
 func (b *broker) addTopic(name string) *topic {
 	t := b.newTopic(strings.Clone(name)) // it may be part of a whole request
 	b.topics[t.name] = t
+	if b.shared != nil {
+		b.shared.follow(t.name)
+	}
 	return t
 }
 
@@ -210,7 +229,10 @@ func (b *broker) newTopic(name string) *topic {
 		history: !b.cfg.history.of(name).off(),
 		last:    b.floor,
 	}
-	if !t.history {
+	switch {
+	case b.shared != nil:
+		t.last, t.history, t.shared = msgID{}, true, new(sharedTopic)
+	case !t.history:
 		t.last = b.last // what was published before, nobody knows
 	}
 	return t
@@ -218,7 +240,11 @@ func (b *broker) newTopic(name string) *topic {
 
 func (b *broker) stateOf(t *topic) *topicState {
 	if t.state == nil {
-		t.state = &topicState{log: topicLog{limits: b.cfg.history.of(t.name)}}
+		limits := b.cfg.history.of(t.name)
+		if b.shared != nil {
+			limits = sharedLimits(limits)
+		}
+		t.state = &topicState{log: topicLog{limits: limits}}
 		if t != b.all {
 			b.logs = append(b.logs, t)
 		}
@@ -259,7 +285,7 @@ func (b *broker) sweepHistory(now time.Time) {
 func (b *broker) expire(t *topic, now time.Time) bool {
 	log := &t.state.log
 	log.expire(now)
-	if len(t.subs) > 0 || log.len() > 1 {
+	if b.shared != nil || len(t.subs) > 0 || log.len() > 1 {
 		return false
 	}
 	idle := now.Sub(t.state.unfollowed)

@@ -1,0 +1,140 @@
+-- Publishes a batch: appends each message to the stream of its topic, linked to the one
+-- before, and sends it to the topic's channel. All or nothing, and at most once.
+--
+-- KEYS[1]   head of this partition: its lineage, and milliseconds and counter of its newest ID
+-- KEYS[2]   the last batch of this writer, and the positions that it returned
+-- KEYS[3…]  the topics: key of the stream, and channel
+-- then, for each topic: its newest ID
+-- ARGV[1]   a lineage, in case there is none yet
+-- ARGV[2]   number of this batch; a retry has the same
+-- ARGV[3]   number of the last batch that the writer knows to have been taken
+-- ARGV[4]   milliseconds that a topic outlives its newest message
+-- ARGV[5]   PUBLISH or SPUBLISH
+-- ARGV[6]   how many sets of limits there are; then each: messages, bytes and milliseconds
+--           to keep; and if there are several, for each topic which one is its own
+-- then, for each message: which of the topics (1…), and the message
+--
+-- Returns {"ok", lineage, positions}, where positions has the last ID in each topic;
+-- {"stale"} for a batch that came after a later one; {"lost", number} if batches after
+-- that number are gone, which were taken: then nothing was published.
+
+-- The sequence number of an ID is lineage * COUNTERS + a counter from 1. Lineages are so
+-- large that it has 10 digits; so an ID has 24 characters.
+local COUNTERS = 4096
+
+local call, format, floor, sub = redis.call, string.format, math.floor, string.sub
+
+local lineage, headMs, counter = string.match(call('GET', KEYS[1]) or '', '^(%d+) (%d+) (%d+)$')
+local number, taken = tonumber(ARGV[2]), tonumber(ARGV[3])
+local before = call('GET', KEYS[2])
+local last = 0
+if before then
+  local n, positions = string.match(before, '^(%d+) (.*)$')
+  last = tonumber(n)
+  if last == number then
+    return {'ok', lineage or '', positions}
+  elseif last > number then
+    return {'stale'}
+  end
+end
+if last < taken then
+  return {'lost', last}
+end
+
+local time = call('TIME')
+local now = time[1] * 1000 + floor(time[2] / 1000)
+if not lineage then
+  lineage, headMs, counter = ARGV[1], 0, 0
+end
+headMs, counter = tonumber(headMs), tonumber(counter)
+local first = lineage * COUNTERS
+local ttl = tonumber(ARGV[4])
+local slack = floor(ttl / 8)
+local publish = ARGV[5]
+
+local topics = (#KEYS - 2) / 2
+local sets = {}
+for s = 1, ARGV[6] do
+  local keep, bytes, age = tonumber(ARGV[3 * s + 4]), tonumber(ARGV[3 * s + 5]), tonumber(ARGV[3 * s + 6])
+  sets[s] = {keep = keep, bytes = bytes, age = age, large = bytes / keep, turn = floor(now * 8 / age) * age / 8}
+end
+local arg = 7 + 3 * #sets
+local limits = {}
+if #sets > 1 then
+  for t = 1, topics do
+    limits[t] = sets[tonumber(ARGV[arg])]
+    arg = arg + 1
+  end
+end
+local usual = sets[1]
+
+-- Where the topics are. If a key is of another kind this fails, before anything was written.
+local newest, wasMs = {}, {}
+if topics > 0 then
+  local values = call('MGET', unpack(KEYS, topics + 3))
+  for t = 1, topics do
+    local v = values[t]
+    if v then
+      local seq = tonumber(sub(v, 15))
+      if seq > first and seq < first + COUNTERS then
+        newest[t], wasMs[t] = v, tonumber(sub(v, 1, 13))
+      end
+    end
+    if not wasMs[t] or now - wasMs[t] > ttl then -- new, idle for long, or of another lineage
+      if call('XLEN', KEYS[t + 2]) == 0 then
+        newest[t] = nil
+      elseif not newest[t] then
+        call('DEL', KEYS[t + 2])
+      end
+    end
+  end
+end
+
+local root = format('%013d-%d', now - ttl, first) -- since then there was none
+for a = arg, #ARGV, 2 do
+  local t = tonumber(ARGV[a])
+  local key = KEYS[t + 2]
+  counter = counter + 1
+  if now > headMs then
+    headMs, counter = now, 1
+  elseif counter == COUNTERS then
+    headMs, counter = headMs + 1, 1
+  end
+  local id = format('%d-%d', headMs, first + counter)
+  local message = id .. ' ' .. (newest[t] or root) .. ' ' .. ARGV[a + 1]
+  newest[t] = id
+  call('XADD', key, id, 'm', message)
+  call(publish, key, message)
+  local limit = limits[t] or usual
+  if #message > limit.large then -- else the number of messages limits the bytes
+    local held = call('MEMORY', 'USAGE', key)
+    if held > limit.bytes then
+      call('XTRIM', key, 'MAXLEN', math.max(1, floor(call('XLEN', key) * limit.bytes / held)))
+    end
+  end
+end
+
+-- Trimming and expiry need not be exact: they are done now and then.
+math.randomseed(headMs % 1000000 * COUNTERS + counter)
+local dice, turn = math.random(16), floor(now / slack) * slack
+for t = 1, topics do
+  local key, was, limit = KEYS[t + 2], wasMs[t] or 0, limits[t] or usual
+  if limit.keep < 128 then
+    call('XTRIM', key, 'MAXLEN', limit.keep)
+  elseif (t + dice) % 16 == 0 then
+    call('XTRIM', key, 'MAXLEN', '~', limit.keep)
+  end
+  if was < limit.turn then
+    call('XTRIM', key, 'MINID', format('%d', now - limit.age))
+  end
+  call('SETRANGE', KEYS[topics + 2 + t], 0, newest[t])
+  if was < turn then
+    call('PEXPIRE', key, ttl + 2 * slack)
+    call('PEXPIRE', KEYS[topics + 2 + t], ttl + 2 * slack)
+  end
+end
+
+local positions = table.concat(newest, ' ')
+call('SET', KEYS[1], format('%s %d %d', lineage, headMs, counter))
+call('SET', KEYS[2], ARGV[2] .. ' ' .. positions, 'PX', 3600000)
+return {'ok', lineage, positions}
