@@ -30,7 +30,7 @@ func startForBench(b *testing.B, options ...Option) *Pushlet {
 // attachForBench adds a client of topic that has no connection.
 func attachForBench(b *testing.B, p *Pushlet, form form, topic string) {
 	b.Helper()
-	c := newClient(newClientID(), form, nullTransport{}, p.env, time.Now())
+	c := newClient(Client{ID: newClientID()}, form, nullTransport{}, p.env, time.Now())
 	p.broker.send(&attach{client: c, topics: []string{topic}})
 	b.Cleanup(func() { p.broker.send(&detach{c, time.Now()}) })
 }

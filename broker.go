@@ -17,6 +17,7 @@ type broker struct {
 	flusher  *flusher
 	counters *counters
 	report   func(SlowConsumer) // never blocks
+	presence *presence          // nil: nobody wants to know
 	verify   bool               // check the invariants as it goes
 
 	// Owned by run. No other goroutine may touch it.

@@ -23,7 +23,7 @@ func newTestBroker(t *testing.T, options ...Option) (*broker, *clientEnv) {
 }
 
 func attachTo(b *broker, env *clientEnv, form form, topics ...string) *client {
-	c := newClient(newClientID(), form, nullTransport{}, env, time.Now())
+	c := newClient(Client{ID: newClientID()}, form, nullTransport{}, env, time.Now())
 	b.apply(&attach{client: c, topics: topics})
 	return c
 }

@@ -11,6 +11,7 @@ import (
 type client struct {
 	// Immutable after newClient.
 	id        string
+	user      string
 	form      form
 	env       *clientEnv
 	transport transport
@@ -68,8 +69,8 @@ type subscription struct {
 	latest bool  // policy KeepLatest: only the newest messages, until it is live
 }
 
-func newClient(id string, form form, t transport, env *clientEnv, now time.Time) *client {
-	c := &client{id: id, form: form, transport: t, env: env, since: now, activeAt: now, bucket: -1}
+func newClient(info Client, form form, t transport, env *clientEnv, now time.Time) *client {
+	c := &client{id: info.ID, user: info.User, form: form, transport: t, env: env, since: now, activeAt: now, bucket: -1}
 	c.scheduled = true // until the broker has attached it
 	c.queue = c.spare[:0]
 	c.topics = c.inline[:0]

@@ -71,6 +71,20 @@ func (p *Pushlet) authorize(r *http.Request, topics ...string) (err error) {
 	return err
 }
 
+// identify asks the application who it is.
+func (p *Pushlet) identify(r *http.Request) (user string, err error) {
+	if p.cfg.identity == nil {
+		return "", nil
+	}
+	err = errAuthorizePanic
+	p.guard("WithIdentity", func() { user, err = p.cfg.identity(r) })
+	if err == nil && user != "" && checkTopic(user) != nil && user != broadcastTopic {
+		p.log.WithField("user", strconv.Quote(cutUTF8(user, 64))).Println("WithIdentity: no name of a user")
+		err = errAuthorizePanic
+	}
+	return user, err
+}
+
 var errAuthorizePanic = errors.New("pushlet: authorization failed")
 
 // guard calls a function of the application. If it panics that is logged, and goes no

@@ -26,6 +26,9 @@ var (
 	// ErrTooLarge is wrapped by errors about data over the limit of WithMaxMessageSize.
 	ErrTooLarge = errors.New("pushlet: message too large")
 
+	// ErrNoPresence is returned by Presence without WithPresence.
+	ErrNoPresence = errors.New("pushlet: presence is off")
+
 	// ErrUnavailable is wrapped by errors about Redis that does not answer, or does not
 	// take the message, in distributed mode. The message was surely not published.
 	ErrUnavailable = errors.New("pushlet: unavailable")

@@ -44,8 +44,8 @@ type frame struct {
 	prev msgID // ID before this one in its topic
 	all  msgID // last ID of the broadcast log at that moment; zero if not known
 
-	// In distributed mode, set by the connector: this is no message, but says that up to
-	// prev messages are gone, and why.
+	// In distributed mode, set by the connector: this is no message, but says that
+	// messages before it are gone, and why.
 	mark Reason
 
 	// Owned by the broker.

@@ -12,6 +12,13 @@ type Hooks struct {
 	// also in a goroutine of that connection. Shutdown waits for it.
 	OnDisconnect func(Client, Reason)
 
+	// OnJoin and OnLeave are called when a user begins to follow a topic, and when the
+	// last of their connections that did has left for the time of grace; see
+	// WithPresence. Of all instances one calls them, that which noticed. Calls come one
+	// at a time, for a change that Redis saw twice or not at all when it lost data.
+	OnJoin  func(topic, user string)
+	OnLeave func(topic, user string)
+
 	// OnSlow is called when a slow client has lost messages because history no longer
 	// holds them, and its policy is applied. Calls come one at a time from a goroutine
 	// of their own; if the hook does not keep up some are left out and counted in
@@ -24,6 +31,7 @@ type Client struct {
 	ID       string // random, as in pushlet.connected
 	Protocol string // "sse" or "websocket"
 	Remote   string // the request's RemoteAddr
+	User     string // as WithIdentity says; empty without
 }
 
 // A SlowConsumer says which client has lost messages of which topic.

@@ -21,7 +21,29 @@ import (
 //
 // PUSHLET_MODEL_RUNS sets the number of runs, PUSHLET_MODEL_SEED repeats one.
 func TestModel(t *testing.T) {
-	runs := 10_000
+	var totals [modelShards]modelStats
+	runs := eachSeed(t, func(t *testing.T, shard int, seed uint64) fmt.Stringer {
+		s := runModel(t, seed)
+		totals[shard].add(s)
+		return s
+	})
+	var total modelStats
+	for _, s := range totals {
+		total.add(s)
+	}
+	t.Logf("%d runs: %v", runs, total)
+	// A model that never gets to the hard parts proves nothing.
+	if runs > 1 && !t.Failed() && (total.received == 0 || total.gaps == 0 || total.resumed == 0 || total.fellBehind == 0 || total.cut == 0) {
+		t.Errorf("the runs did not cover everything: %v", total)
+	}
+}
+
+const modelShards = 4
+
+// eachSeed calls run for as many seeds as the environment asks for, in a few goroutines,
+// or for the one that it names.
+func eachSeed(t *testing.T, run func(t *testing.T, shard int, seed uint64) fmt.Stringer) (runs int) {
+	runs = 10_000
 	if s := os.Getenv("PUSHLET_MODEL_RUNS"); s != "" {
 		var err error
 		if runs, err = strconv.Atoi(s); err != nil {
@@ -36,31 +58,21 @@ func TestModel(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		t.Log(runModel(t, seed))
-		return
+		t.Log(run(t, 0, seed))
+		return 1
 	}
-	const shards = 4
 	base := rand.Uint64()
-	totals := make([]modelStats, shards)
 	t.Run("shards", func(t *testing.T) {
-		for shard := range shards {
+		for shard := range modelShards {
 			t.Run(fmt.Sprint(shard), func(t *testing.T) {
 				t.Parallel()
-				for i := shard; i < runs && !t.Failed(); i += shards {
-					totals[shard].add(runModel(t, base+uint64(i)))
+				for i := shard; i < runs && !t.Failed(); i += modelShards {
+					run(t, shard, base+uint64(i))
 				}
 			})
 		}
 	})
-	var total modelStats
-	for _, s := range totals {
-		total.add(s)
-	}
-	t.Logf("%d runs: %v", runs, total)
-	// A model that never gets to the hard parts proves nothing.
-	if !t.Failed() && (total.received == 0 || total.gaps == 0 || total.resumed == 0 || total.fellBehind == 0 || total.cut == 0) {
-		t.Errorf("the runs did not cover everything: %v", total)
-	}
+	return runs
 }
 
 type modelStats struct {
@@ -383,7 +395,7 @@ func (m *modelClient) connect() {
 	}
 	w := m.w
 	m.room, m.over = w.socketRoom(), false
-	m.c = newClient(m.name, m.form, &modelTransport{m}, w.env, w.now)
+	m.c = newClient(Client{ID: m.name}, m.form, &modelTransport{m}, w.env, w.now)
 	m.expectTopics()
 	if m.form != formSSE {
 		w.apply(&attach{client: m.c})
@@ -526,33 +538,45 @@ func (m *modelClient) readSome(n int) {
 
 // takeEvent handles the first whole event and returns its size, 0 if there is none.
 func (m *modelClient) takeEvent() int {
-	if m.form == formSSE {
-		end := bytes.Index(m.read, []byte("\n\n"))
-		if end < 0 {
-			return 0
-		}
-		m.takeSSE(string(m.read[:end]))
-		return end + 2
+	event, size := firstEvent(m.form, m.read)
+	switch {
+	case size == 0:
+	case m.form == formSSE:
+		m.takeSSE(string(event))
+	default:
+		m.takeWS(m.read[0], event)
 	}
-	if len(m.read) < 2 {
-		return 0
-	}
-	head, size := 2, int(m.read[1])
-	if size == 126 {
-		if len(m.read) < 4 {
-			return 0
-		}
-		head, size = 4, int(m.read[2])<<8|int(m.read[3])
-	}
-	if len(m.read) < head+size {
-		return 0
-	}
-	m.takeWS(m.read[0], m.read[head:head+size])
-	return head + size
+	return size
 }
 
-func (m *modelClient) takeSSE(block string) {
-	var id, event, data string
+// firstEvent returns the first event of a stream, and how many bytes it takes, 0 if it is
+// not whole.
+func firstEvent(f form, b []byte) (event []byte, size int) {
+	if f == formSSE {
+		end := bytes.Index(b, []byte("\n\n"))
+		if end < 0 {
+			return nil, 0
+		}
+		return b[:end], end + 2
+	}
+	if len(b) < 2 {
+		return nil, 0
+	}
+	head, size := 2, int(b[1])
+	if size == 126 {
+		if len(b) < 4 {
+			return nil, 0
+		}
+		head, size = 4, int(b[2])<<8|int(b[3])
+	}
+	if len(b) < head+size {
+		return nil, 0
+	}
+	return b[head : head+size], head + size
+}
+
+// parseSSE returns the fields of an event.
+func parseSSE(block string) (id, event, data string) {
 	for _, line := range strings.Split(block, "\n") {
 		name, value, _ := strings.Cut(line, ": ")
 		switch name {
@@ -564,6 +588,11 @@ func (m *modelClient) takeSSE(block string) {
 			data = value
 		}
 	}
+	return id, event, data
+}
+
+func (m *modelClient) takeSSE(block string) {
+	id, event, data := parseSSE(block)
 	if event == "" {
 		return // a heartbeat, or the farewell's retry
 	}

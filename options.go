@@ -23,6 +23,10 @@ type config struct {
 
 	redis redisSettings
 
+	identity      func(*http.Request) (string, error)
+	presence      bool
+	presenceGrace time.Duration
+
 	history        byPrefix[historyLimits]
 	lastMessageAge time.Duration
 	slowPolicy     byPrefix[SlowPolicy]
@@ -116,6 +120,24 @@ func WithAllowedOrigins(origins ...string) Option {
 // is the one that opened the connection; for a later subscribe its context is never done.
 func WithAuthorize(authorize func(r *http.Request, topic string) error) Option {
 	return func(c *config) { c.authorize = authorize }
+}
+
+// WithIdentity sets a function that names the user of a connection, for hooks and
+// presence. Names are UTF-8 of 1 to 255 bytes without control characters; empty is a
+// client without a user. With an error, or a panic, the request is refused with status 401;
+// the error's text is sent. It is called in the connection's goroutine, by several at once.
+func WithIdentity(identity func(r *http.Request) (user string, err error)) Option {
+	return func(c *config) { c.identity = identity }
+}
+
+// WithPresence keeps track of who follows which topic, on all instances, for
+// [Pushlet.Presence] and the hooks OnJoin and OnLeave. A user who has left counts as
+// present for the time of grace, which may be zero, so that one who only connects again
+// has neither left nor joined. The users of an instance that is killed have left after 10
+// seconds. It costs memory and writes to Redis for each user of a topic, and nothing for
+// messages. By default it is off.
+func WithPresence(grace time.Duration) Option {
+	return notNegative("WithPresence", grace, func(c *config) { c.presence, c.presenceGrace = true, grace })
 }
 
 // WithHistory sets how much of each topic is kept for clients that come back or fall

@@ -22,6 +22,7 @@ type Pushlet struct {
 	broker   *broker
 	flusher  *flusher
 	env      *clientEnv
+	presence *presence // nil: off
 
 	// Set by Start, immutable afterwards.
 	connector *connector // nil but in distributed mode
@@ -82,6 +83,10 @@ func New(options ...Option) *Pushlet {
 	p.upgrader = newUpgrader(&p.cfg)
 	p.flusher = newFlusher(runtime.GOMAXPROCS(0))
 	p.broker = newBroker(&p.cfg, p.flusher, &p.counters, p.reportSlow, time.Now())
+	if cfg.presence {
+		p.presence = newPresence(cfg.presenceGrace, p.tellPresence)
+		p.broker.presence = p.presence
+	}
 	p.env = &clientEnv{
 		maxMessages: cfg.queueMessages,
 		maxBytes:    cfg.queueBytes,
@@ -116,6 +121,14 @@ func (p *Pushlet) Start() error {
 	go p.broker.run() // wind waits for broker.done
 	p.background.Go(p.clock)
 	p.background.Go(p.reportSlowConsumers)
+	if p.presence != nil {
+		report := p.presence.reportHere(make(map[string]map[string]bool))
+		if c := p.connector; c != nil {
+			report = c.reportPresence
+			c.work.Go(func() { c.stayAlive(p.presence) })
+		}
+		p.background.Go(func() { p.presence.run(p.quiet, report) })
+	}
 	return nil
 }
 
@@ -185,6 +198,9 @@ func (p *Pushlet) wind() {
 	close(p.quiet)
 	p.background.Wait()
 	if p.connector != nil {
+		if p.presence != nil {
+			p.connector.leavePresence(p.presence.grace)
+		}
 		p.connector.stop()
 	}
 	p.broker.send(quit{})

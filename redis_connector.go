@@ -39,6 +39,7 @@ type connector struct {
 	cancel context.CancelFunc
 	work   sync.WaitGroup
 
+	noting    sync.Mutex   // held by note
 	downSince atomic.Int64 // Unix nanoseconds; 0 while Redis answers
 	lastErr   atomic.Pointer[error]
 }
@@ -317,14 +318,18 @@ func (c *connector) pause(d time.Duration) bool {
 
 // note takes note of whether all partitions hear Redis, and logs when that changes.
 func (c *connector) note() {
+	c.noting.Lock()
+	defer c.noting.Unlock()
 	up := true
 	for _, pt := range c.parts {
-		up = up && pt.up.Load()
+		up = up && pt.up()
 	}
 	switch was := c.downSince.Load(); {
-	case up && was != 0 && c.downSince.CompareAndSwap(was, 0):
+	case up && was != 0:
+		c.downSince.Store(0)
 		c.log.Println("redis: connected")
-	case !up && was == 0 && c.downSince.CompareAndSwap(0, time.Now().UnixNano()):
+	case !up && was == 0:
+		c.downSince.Store(time.Now().UnixNano())
 		c.log.WithField("error", c.lastError()).Println("redis: connection lost")
 	}
 }

@@ -1,5 +1,6 @@
 -- Notes in the log of a topic that messages up to an ID, which Redis had taken, are gone:
--- the log begins anew with an entry that is no message and links to that ID.
+-- the log begins anew with an entry that is no message. No position before it is good any
+-- more, not even that ID: between it and the note others may have published.
 --
 -- KEYS[1]  head of this partition
 -- KEYS[2]  the topic
@@ -35,8 +36,8 @@ if #redis.call('XRANGE', key, lost, lost) > 0 then
 end
 local oldest = redis.call('XRANGE', key, '-', '+', 'COUNT', 1)[1]
 if oldest then
-  local prev, note = string.match(oldest[2][2], '^%S+ (%S+) (.)')
-  if note == '!' and not before(prev, lost) and before(lost, oldest[1]) then
+  local note = string.match(oldest[2][2], '^%S+ %S+ (.)')
+  if note == '!' and before(lost, oldest[1]) then
     return 0
   end
 end

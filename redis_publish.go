@@ -271,6 +271,9 @@ func (l *batchLane) send(b *batch) {
 			err = l.attempt(b)
 		}
 		l.down = err != nil
+		if l.down && faultOf(err) != faultLasting {
+			l.pt.set(&l.pt.answers, false)
+		}
 		if err == nil {
 			return
 		}
@@ -315,7 +318,7 @@ func (l *batchLane) send(b *batch) {
 // isBack looks, after a failure, whether Redis answers, before anybody's message is at
 // stake: what was never sent is surely not published.
 func (l *batchLane) isBack() error {
-	if !l.down && l.pt.up.Load() {
+	if !l.down && l.pt.up() {
 		return nil
 	}
 	client, err := l.pt.conn(l.pt.c.ctx)

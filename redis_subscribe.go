@@ -20,8 +20,9 @@ import (
 
 // A subscriber is the part of a partition that receives.
 type subscriber struct {
-	up   atomic.Bool   // the control channel is subscribed to
-	wake chan struct{} // there is something to do for manage; holds one
+	hears   atomic.Bool   // the control channel is subscribed to
+	answers atomic.Bool   // the last command was answered
+	wake    chan struct{} // there is something to do for manage; holds one
 
 	mu        sync.Mutex // guards what follows; never held while waiting for anything
 	sub       *redis.PubSub
@@ -105,7 +106,7 @@ func (pt *partition) listen() (good bool) {
 		sub = pt.c.client.Subscribe(ctx)
 	}
 	defer func() {
-		pt.setUp(false)
+		pt.set(&pt.hears, false)
 		_ = sub.Close()
 	}()
 	if err := pt.subscribeTo(sub, pt.control); err != nil {
@@ -121,7 +122,7 @@ func (pt *partition) listen() (good bool) {
 	for ctx.Err() == nil {
 		got, err := sub.ReceiveTimeout(ctx, redisSilence)
 		if err != nil {
-			pt.setUp(false)
+			pt.set(&pt.hears, false)
 			pt.failed(err)
 			// go-redis connects again by itself, and subscribes to all channels, except
 			// where it takes the connection for good.
@@ -166,11 +167,15 @@ func (pt *partition) unsubscribeFrom(sub *redis.PubSub, channels ...string) erro
 	return sub.Unsubscribe(pt.c.ctx, channels...)
 }
 
-func (pt *partition) setUp(up bool) {
-	if pt.up.Swap(up) != up {
+// set changes hears or answers.
+func (pt *partition) set(what *atomic.Bool, value bool) {
+	if what.Swap(value) != value {
 		pt.c.note()
 	}
 }
+
+// up reports whether Redis hears and answers.
+func (pt *partition) up() bool { return pt.hears.Load() && pt.answers.Load() }
 
 // hangUp ends the subscription, so that receive notices that the connector has ended.
 func (pt *partition) hangUp() {
@@ -198,7 +203,7 @@ func (pt *partition) ping() {
 func (pt *partition) confirm(channel string) {
 	topic, ok := strings.CutPrefix(channel, pt.topics)
 	if !ok {
-		pt.setUp(true)
+		pt.set(&pt.hears, true)
 		return
 	}
 	pt.mu.Lock()
@@ -266,7 +271,7 @@ func parseFrame(topic, message string) (*frame, bool) {
 
 // manage does what the broker orders, and compares positions, until the end.
 func (pt *partition) manage() {
-	next := time.NewTimer(redisCheck)
+	next := time.NewTimer(0) // the first at once
 	defer next.Stop()
 	m := manager{pt: pt}
 	var wait backoff
@@ -282,11 +287,15 @@ func (pt *partition) manage() {
 		}
 		if err := m.round(check); err != nil {
 			pt.failed(err)
+			pt.set(&pt.answers, false)
 			if !pt.c.pause(wait.next()) {
 				return
 			}
 			pt.nudge()
 			continue
+		}
+		if check {
+			pt.set(&pt.answers, true)
 		}
 		wait = backoff{}
 	}

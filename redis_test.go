@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -169,5 +170,96 @@ func TestEnableDistributedMode(t *testing.T) {
 	check(t, p.Start())
 	if err := p.Publish("a", "", "0"); !errors.Is(err, pushlet.ErrUnavailable) {
 		t.Errorf("Publish = %v, want %v", err, pushlet.ErrUnavailable)
+	}
+}
+
+// aclRules is what a Redis user needs, as docs/redis.md has it.
+const aclRules = "~pushlet{* &pushlet{* +@connection +@scripting -script|flush -script|kill +@pubsub " +
+	"+get +set +mget +setrange +del +pexpire +xadd +xtrim +xlen +xrange +xrevrange +memory|usage +time +info +wait " +
+	"+hset +hget +hdel +hgetall +hkeys +hincrby +sadd +srem +smembers +zadd +zrem +zrange +zrangebyscore +zscore"
+
+// TestRedisForms: every form of Redis does the same.
+func TestRedisForms(t *testing.T) {
+	forms := map[string]func(t *testing.T) (client func() redis.UniversalClient, options []pushlet.Option){
+		"acl user": func(t *testing.T) (func() redis.UniversalClient, []pushlet.Option) {
+			server := redistest.Start(t, redistest.ACLUser("pushlet", "secret", aclRules))
+			return func() redis.UniversalClient {
+				return server.Client(func(o *redis.Options) { o.Username, o.Password = "pushlet", "secret" })
+			}, nil
+		},
+		"tls": func(t *testing.T) (func() redis.UniversalClient, []pushlet.Option) {
+			_, client := standalone(t, redistest.TLS())
+			return client, nil
+		},
+		"sentinel": func(t *testing.T) (func() redis.UniversalClient, []pushlet.Option) {
+			s := redistest.StartSentinel(t)
+			return func() redis.UniversalClient { return s.Client() }, []pushlet.Option{pushlet.WithReplicaAcks(2, 5*time.Second)}
+		},
+		"cluster": func(t *testing.T) (func() redis.UniversalClient, []pushlet.Option) {
+			c := redistest.StartCluster(t)
+			return func() redis.UniversalClient { return c.Client() }, []pushlet.Option{pushlet.WithReplicaAcks(1, 5*time.Second)}
+		},
+		"partitions": func(t *testing.T) (func() redis.UniversalClient, []pushlet.Option) {
+			_, client := standalone(t)
+			return client, []pushlet.Option{pushlet.WithRedisPartitions(5)}
+		},
+	}
+	for name, form := range forms {
+		t.Run(name, func(t *testing.T) {
+			client, options := form(t)
+			var m members
+			sites := instances(t, 2, client, append(m.options(0), options...)...)
+			const query = "topic=a&topic=b&topic=c&topic=d&user=ann"
+			stays, _, _ := sites[0].connect(t, query, "")
+			leaves, _, _ := sites[1].connect(t, query, "")
+			m.expect(t, "+a ann", "+b ann", "+c ann", "+d ann")
+			publish := func(from int) {
+				for i := range 20 {
+					sites[i%2].publish(t, string(rune('a'+i%4)), fmt.Sprint(from+i))
+				}
+				check(t, sites[0].p.PublishToAll("message", fmt.Sprint(from+20)))
+			}
+			// Messages of one topic are in order, those of several need not be.
+			receive := func(st *stream, from int) (last event) {
+				var got []int
+				for range 21 {
+					last = st.next()
+					n, err := strconv.Atoi(last.data)
+					if err != nil {
+						t.Fatalf("event %v", last)
+					}
+					got = append(got, n)
+				}
+				next := map[int]int{}
+				for _, n := range got {
+					if n < from+20 && n < next[(n-from)%4] {
+						t.Errorf("%d came too late: %d", n, got)
+					}
+					next[(n-from)%4] = n
+				}
+				slices.Sort(got)
+				for i, n := range got {
+					if n != from+i {
+						t.Fatalf("got %d", got)
+					}
+				}
+				return last
+			}
+			publish(0)
+			receive(stays, 0)
+			e := receive(leaves, 0)
+			leaves.close()
+			publish(100)
+			receive(stays, 100)
+			back, h, _ := sites[1].connect(t, query, e.id)
+			if !h.Resumed {
+				t.Error("not resumed")
+			}
+			receive(back, 100)
+			publish(200)
+			receive(stays, 200)
+			receive(back, 200)
+			sites[0].expectPresence(t, "b", 2, map[string]int{"ann": 2})
+		})
 	}
 }

@@ -144,6 +144,9 @@ func (b *broker) arrive(f *frame) {
 // of a log has a link that says since when there was none: whoever has seen the topic
 // empty since then has missed nothing.
 func (t *topic) joins(f *frame) bool {
+	if f.mark != "" {
+		return false // whoever sees it may have missed something
+	}
 	if f.prev == t.last {
 		return true
 	}
@@ -186,9 +189,7 @@ func (b *broker) accept(t *topic, f *frame) {
 	f.all = b.all.last
 	t.shared.suspect = msgID{}
 	b.stateOf(t).log.append(f)
-	if f.mark == "" {
-		b.fanOut(t, f)
-	}
+	b.fanOut(t, f)
 	f.release()
 }
 
@@ -347,6 +348,10 @@ func (b *broker) filled(cmd *filled) {
 	}
 	for _, f := range cmd.frames {
 		if t.last.before(f.id) {
+			if f.mark != "" {
+				b.breakLog(t, f.id, f.mark)
+				continue
+			}
 			if !t.joins(f) {
 				b.breakLog(t, f.prev, t.gapBefore(f)) // it was trimmed between two reads
 			}
@@ -374,6 +379,17 @@ func (b *broker) filled(cmd *filled) {
 
 // prepend puts older messages before those in memory, if the links join.
 func (b *broker) prepend(t *topic, frames []*frame) {
+	for i := len(frames) - 1; i >= 0; i-- {
+		if mark := frames[i]; mark.mark != "" { // there the log begins
+			frames = frames[i+1:]
+			defer func() {
+				if t.floor() == mark.id {
+					b.stateOf(t).log.cause = mark.mark
+				}
+			}()
+			break
+		}
+	}
 	floor := t.floor()
 	n := 0
 	for n < len(frames) && !floor.before(frames[n].id) {
@@ -434,9 +450,6 @@ func (b *broker) checkLoss(t *topic, cmd *filled) bool {
 		base = cmd.frames[len(cmd.frames)-1].id
 	}
 	b.breakLog(t, base, why)
-	if noted {
-		b.stateOf(t).log.append(newer[0]) // whoever was where it says has missed nothing
-	}
 	return true
 }
 

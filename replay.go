@@ -241,10 +241,6 @@ func oldest(reads []pageRead) (first *pageRead) {
 // was queued. An SSE client gets the shared bytes if their "id:" is exactly its cursor.
 func (b *broker) replay(s *subscription, f *frame) bool {
 	c := s.client
-	if f.mark != "" {
-		s.pos = f.id // it is for those who have missed something
-		return true
-	}
 	b.build(s.topic, f, c.form)
 	before := s.pos
 	s.pos = f.id

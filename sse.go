@@ -16,8 +16,8 @@ import (
 // gets what it missed first, or is told of a gap.
 //
 // On HTTP/1.1 it takes the connection over and returns; see WithHijack. Otherwise it
-// returns when the stream ends. Answers other than a stream: 400 for bad topics, 403
-// from WithAuthorize, 405 for methods other than GET, HEAD and OPTIONS, 501 where the
+// returns when the stream ends. Answers other than a stream: 400 for bad topics, 401
+// from WithIdentity, 403 from WithAuthorize, 405 for methods other than GET, HEAD and OPTIONS, 501 where the
 // ResponseWriter cannot flush; where a client should come back (too many clients,
 // before Start, after Stop) 503 with Retry-After, for an EventSource a stream that ends.
 func (p *Pushlet) HandleSSE(w http.ResponseWriter, r *http.Request) {
@@ -44,6 +44,11 @@ func (p *Pushlet) HandleSSE(w http.ResponseWriter, r *http.Request) {
 		p.refuse(w, http.StatusBadRequest, "pushlet: these topics cannot be followed on one connection")
 		return
 	}
+	user, err := p.identify(r)
+	if err != nil {
+		p.refuse(w, http.StatusUnauthorized, err.Error())
+		return
+	}
 	if err := p.authorize(r, topics...); err != nil {
 		p.refuse(w, http.StatusForbidden, err.Error())
 		return
@@ -57,7 +62,7 @@ func (p *Pushlet) HandleSSE(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	s := &sseRequest{
-		info:   Client{newClientID(), "sse", r.RemoteAddr},
+		info:   Client{ID: newClientID(), Protocol: "sse", Remote: r.RemoteAddr, User: user},
 		topics: topics,
 		resume: p.resumeOf(r, query.Get("lastEventId")),
 	}
@@ -159,7 +164,7 @@ func (p *Pushlet) hijackSSE(w http.ResponseWriter, r *http.Request, s *sseReques
 	conn.SetDeadline(time.Time{}) // the server's; if it fails, so will the first write
 	t := newConnTransport(conn, p.cfg.writeTimeout, &p.heartbeat, true)
 	now := time.Now()
-	c := newClient(s.info.ID, formSSE, t, p.env, now)
+	c := newClient(s.info, formSSE, t, p.env, now)
 	c.tell(appendRetry(responseHead(w.Header(), now), p.cfg.retry))
 	p.attachSSE(c, s)
 	go p.watchSSE(c, conn, s.info) // ends with the connection; conns waits for it
@@ -240,7 +245,7 @@ func (p *Pushlet) streamSSE(w http.ResponseWriter, r *http.Request, s *sseReques
 		return
 	}
 	t := newControllerTransport(w, p.cfg.writeTimeout)
-	c := newClient(s.info.ID, formSSE, t, p.env, time.Now())
+	c := newClient(s.info, formSSE, t, p.env, time.Now())
 	c.wake = make(chan struct{}, 1)
 	c.gone = make(chan struct{})
 	c.tell(appendRetry(nil, p.cfg.retry))

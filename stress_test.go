@@ -31,7 +31,7 @@ func TestStressTinyQueues(t *testing.T) {
 			var got []*sinkTransport
 			for i := range clients {
 				s := &sinkTransport{want: total, done: make(chan struct{}), rand: rand.New(rand.NewPCG(uint64(i), 1))}
-				c := newClient(fmt.Sprint(i), form(i%3), s, p.env, time.Now())
+				c := newClient(Client{ID: fmt.Sprint(i)}, form(i%3), s, p.env, time.Now())
 				got = append(got, s)
 				p.broker.send(&attach{client: c, topics: topics})
 				defer func() { p.broker.send(&detach{c, time.Now()}) }()

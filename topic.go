@@ -166,6 +166,9 @@ func (b *broker) follow(c *client, t *topic) *subscription {
 	t.followers[c.form]++
 	if t != b.all {
 		b.counters.followers[c.form].Add(1)
+		if b.presence != nil {
+			b.presence.note(t.name, c.user, 1, b.now)
+		}
 	}
 	return s
 }
@@ -180,6 +183,9 @@ func (b *broker) unfollow(s *subscription, now time.Time) {
 	t.followers[c.form]--
 	if t != b.all {
 		b.counters.followers[c.form].Add(-1)
+		if b.presence != nil {
+			b.presence.note(t.name, c.user, -1, now)
+		}
 		for i := range c.topics {
 			if c.topics[i] == s {
 				c.topics = append(c.topics[:i], c.topics[i+1:]...)

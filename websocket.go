@@ -42,7 +42,7 @@ func newUpgrader(cfg *config) *websocket.Upgrader {
 // see the package documentation, or at once with "?topic=a&topic=b", from a position
 // with "&since=". It returns after the handshake; the connection goes on.
 //
-// Answers other than an upgrade: 400 for bad topics and a bad handshake, 403 for a foreign origin and from
+// Answers other than an upgrade: 400 for bad topics and a bad handshake, 401 from WithIdentity, 403 for a foreign origin and from
 // WithAuthorize, 405 and 426 for what is no upgrade, 503 with Retry-After for too many
 // clients, before Start and after Stop.
 func (p *Pushlet) HandleWebSocket(w http.ResponseWriter, r *http.Request) {
@@ -66,6 +66,11 @@ func (p *Pushlet) HandleWebSocket(w http.ResponseWriter, r *http.Request) {
 		p.refuse(w, http.StatusBadRequest, err.Error())
 		return
 	}
+	user, err := p.identify(r)
+	if err != nil {
+		p.refuse(w, http.StatusUnauthorized, err.Error())
+		return
+	}
 	if err := p.authorize(r, topics...); err != nil {
 		p.refuse(w, http.StatusForbidden, err.Error())
 		return
@@ -83,9 +88,9 @@ func (p *Pushlet) HandleWebSocket(w http.ResponseWriter, r *http.Request) {
 		p.dismiss()
 		return
 	}
-	info := Client{newClientID(), "websocket", r.RemoteAddr}
+	info := Client{ID: newClientID(), Protocol: "websocket", Remote: r.RemoteAddr, User: user}
 	t := newConnTransport(h.conn.Conn, p.cfg.writeTimeout, &p.heartbeat, false)
-	c := newClient(info.ID, h.conn.form(ws), t, p.env, time.Now())
+	c := newClient(info, h.conn.form(ws), t, p.env, time.Now())
 	h.conn.client = c
 	p.counters.webSocket.Add(1)
 	p.greet(info)

@@ -476,7 +476,7 @@ func (s *Server) do(args ...any) *redis.Cmd {
 func eventually(tb testing.TB, what string, try func(context.Context) error) {
 	tb.Helper()
 	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
-		ctx, cancel := context.WithTimeout(tb.Context(), 2*time.Second)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(tb.Context()), 2*time.Second) // also in a Cleanup
 		err := try(ctx)
 		cancel()
 		if err == nil {
