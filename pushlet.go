@@ -277,8 +277,6 @@ func (p *Pushlet) hand(ctx context.Context, topic, event, data string) error {
 		return p.tell(f)
 	}
 	defer p.publishing.Done()
-	ctx, cancel := context.WithTimeout(ctx, p.cfg.redis.publishWait)
-	defer cancel()
 	return c.publish(ctx, topic, event, data)
 }
 

@@ -43,7 +43,7 @@ func (pb *publisher) init(pt *partition, cfg *config) {
 		n = clusterLanes
 	}
 	for i := range n {
-		pb.lanes = append(pb.lanes, &batchLane{pt: pt, key: fmt.Sprintf("%sw:%s:%d", pt.tag, pt.c.writer, i)})
+		pb.lanes = append(pb.lanes, &batchLane{pt: pt, places: make(map[string]*place), key: fmt.Sprintf("%sw:%s:%d", pt.tag, pt.c.writer, i)})
 	}
 }
 
@@ -52,6 +52,7 @@ type outgoing struct {
 	topic, message string
 	state          atomic.Uint32
 	done           chan error // holds one
+	timer          *time.Timer
 }
 
 const (
@@ -60,25 +61,33 @@ const (
 	outAbandoned               // its publisher has left
 )
 
-var outgoingPool = sync.Pool{New: func() any { return &outgoing{done: make(chan error, 1)} }}
+var outgoingPool = sync.Pool{New: func() any {
+	m := &outgoing{done: make(chan error, 1), timer: time.NewTimer(time.Hour)}
+	m.timer.Stop()
+	return m
+}}
 
-// appendPayload is a message as it is in Redis: the time in milliseconds, the length of
-// the event name, and both texts.
-func appendPayload(b []byte, event, data string, at time.Time) []byte {
-	b = strconv.AppendInt(b, at.UnixMilli(), 10)
-	b = append(b, ' ')
-	b = strconv.AppendInt(b, int64(len(event)), 10)
-	b = append(b, ' ')
-	b = append(b, event...)
-	return append(b, data...)
+// payloadOf is a message as it is in Redis: the time in milliseconds, the length of the
+// event name, and both texts.
+func payloadOf(event, data string, at time.Time) string {
+	var b strings.Builder
+	var number [20]byte
+	b.Grow(2*len(number) + len(event) + len(data))
+	b.Write(strconv.AppendInt(number[:0], at.UnixMilli(), 10))
+	b.WriteByte(' ')
+	b.Write(strconv.AppendInt(number[:0], int64(len(event)), 10))
+	b.WriteByte(' ')
+	b.WriteString(event)
+	b.WriteString(data)
+	return b.String()
 }
 
-// publish returns when Redis has the message.
+// publish returns when Redis has the message, or after the time for that, or that of ctx.
 func (c *connector) publish(ctx context.Context, topic, event, data string) error {
 	if event == "" {
 		event = defaultEvent
 	}
-	payload := appendPayload(make([]byte, 0, 32+len(event)+len(data)), validUTF8(event), validUTF8(data), time.Now())
+	payload := payloadOf(validUTF8(event), validUTF8(data), time.Now())
 	pt := c.partition(topic)
 	size := int64(len(payload))
 	if pt.waiting.Add(size) > int64(c.cfg.redis.queueBytes) && pt.waiting.Load() != size {
@@ -88,33 +97,43 @@ func (c *connector) publish(ctx context.Context, topic, event, data string) erro
 	defer pt.waiting.Add(-size)
 
 	m := outgoingPool.Get().(*outgoing)
-	m.topic, m.message = topic, string(payload)
+	m.topic, m.message = topic, payload
 	m.state.Store(outWaiting)
+	m.timer.Reset(c.cfg.redis.publishWait) // an outgoing that is not put back takes it along
 	select {
 	case pt.queue <- m:
+	case <-m.timer.C:
+		return fmt.Errorf("%w: %w", ErrOverloaded, errTimeout)
 	case <-ctx.Done():
 		return fmt.Errorf("%w: %w", ErrOverloaded, context.Cause(ctx))
 	case <-c.ctx.Done():
 		return ErrClosed
 	}
+	var cause error
 	select {
 	case err := <-m.done:
+		m.timer.Stop()
 		outgoingPool.Put(m)
 		return err
+	case <-m.timer.C:
+		cause = errTimeout
 	case <-ctx.Done():
+		cause = context.Cause(ctx)
 	}
 	if m.state.CompareAndSwap(outWaiting, outAbandoned) {
-		err := fmt.Errorf("%w: %w", ErrUnavailable, context.Cause(ctx))
+		err := fmt.Errorf("%w: %w", ErrUnavailable, cause)
 		if last := c.lastError(); last != nil && c.down() > 0 {
 			err = fmt.Errorf("%w: redis: %w", err, last)
 		}
 		return err
 	}
 	if m.state.CompareAndSwap(outSent, outAbandoned) {
-		return fmt.Errorf("%w: %w", ErrUncertain, context.Cause(ctx))
+		return fmt.Errorf("%w: %w", ErrUncertain, cause)
 	}
 	return <-m.done // it was answered just now
 }
+
+var errTimeout = errors.New("no answer within the time of WithPublishTimeout")
 
 // A batchLane publishes one batch after the other. It belongs to its goroutine.
 type batchLane struct {
@@ -125,6 +144,10 @@ type batchLane struct {
 	last    time.Time
 	down    bool   // the last attempt has failed
 	lineage string // of the logs, as of the last batch
+	args    []any  // scratch of command, as is sets
+	sets    []historyLimits
+
+	places map[string]*place // of topics that were published to lately
 
 	past      []pastBatch
 	forgotten int // number of the newest batch that was dropped from past
@@ -132,10 +155,10 @@ type batchLane struct {
 
 // A pastBatch is what was published, and where it was put.
 type pastBatch struct {
-	number    int
-	at        time.Time
-	topics    []string
-	positions string // IDs with spaces between
+	number int
+	at     time.Time
+	topics []string
+	last   []msgID // in each of them
 }
 
 // A batch is what one script call publishes.
@@ -345,9 +368,8 @@ func (l *batchLane) attempt(b *batch) error {
 	verdict, _ := reply[0].(string)
 	switch verdict {
 	case "ok":
-		positions, _ := reply[2].(string)
-		l.lineage, _ = reply[1].(string)
-		l.remember(b, positions)
+		start, _ := reply[1].(string)
+		l.remember(b, start)
 		if acks < c.cfg.redis.acks {
 			b.answer(fmt.Errorf("%w: %d of %d replicas have it", ErrUncertain, acks, c.cfg.redis.acks))
 			return nil
@@ -367,70 +389,84 @@ func (l *batchLane) attempt(b *batch) error {
 
 // call sends the script, and WAIT after it where replicas are to acknowledge.
 func (l *batchLane) call(ctx context.Context, client *redis.Client, b *batch) (reply []any, acks int, err error) {
-	keys, args := l.arguments(b)
 	settings := &l.pt.c.cfg.redis
-	if settings.acks == 0 || len(b.messages) == 0 {
-		reply, err = publishScript.Run(ctx, client, keys, args...).Slice()
-		return reply, settings.acks, err
-	}
-	try := func(eval func(ctx context.Context, c redis.Scripter, keys []string, args ...any) *redis.Cmd) error {
-		var script, wait *redis.Cmd
-		_, _ = client.Pipelined(ctx, func(p redis.Pipeliner) error {
-			script = eval(ctx, p, keys, args...)
-			wait = p.Do(ctx, "WAIT", settings.acks, settings.acksTimeout.Milliseconds())
-			return nil
-		})
-		if script.Err() != nil {
-			return script.Err()
+	waits := settings.acks > 0 && len(b.messages) > 0
+	try := func(eval ...any) error {
+		script := redis.NewCmd(ctx, l.command(b, eval...)...)
+		if !waits {
+			acks = settings.acks
+			_ = client.Process(ctx, script) // its error is the command's
+		} else {
+			wait := redis.NewIntCmd(ctx, "WAIT", settings.acks, settings.acksTimeout.Milliseconds())
+			_, _ = client.Pipelined(ctx, func(p redis.Pipeliner) error {
+				_ = p.Process(ctx, script)
+				return p.Process(ctx, wait)
+			})
+			acks = int(wait.Val()) // 0 if that failed: nobody knows how far it got
 		}
-		reply, _ = script.Slice()
-		if wait.Err() == nil {
-			acks, err = wait.Int()
-			return err
-		}
-		return nil // published, but nobody knows how far
+		reply, err = script.Slice()
+		return err
 	}
-	err = try(publishScript.EvalSha)
-	if err != nil && redis.HasErrorPrefix(err, "NOSCRIPT") {
-		err = try(publishScript.Eval)
+	if err = try("EVALSHA", publishScript.Hash()); err != nil && redis.HasErrorPrefix(err, "NOSCRIPT") {
+		err = try("EVAL", publishLua)
 	}
 	return reply, acks, err
 }
 
-func (l *batchLane) arguments(b *batch) (keys []string, args []any) {
-	pt, cfg := l.pt, l.pt.c.cfg
-	keys = make([]string, 0, 2+2*len(b.topics))
-	args = make([]any, 0, 9+len(b.topics)+2*len(b.messages))
-	keys = append(keys, pt.head, l.key)
-	args = append(args, newLineage(), l.number, l.taken, cfg.logTTL().Milliseconds(), pt.publishCommand())
-	for _, topic := range b.topics {
-		keys = append(keys, pt.topics+topic)
-	}
-	for _, topic := range b.topics {
-		keys = append(keys, pt.newest+topic)
-	}
-	var sets []historyLimits
-	var which []any
-	for _, topic := range b.topics {
-		limits := sharedLimits(cfg.history.of(topic))
-		i := slices.Index(sets, limits)
-		if i < 0 {
-			i = len(sets)
-			sets = append(sets, limits)
+// A place is where a topic is in Redis.
+type place struct {
+	stream, newest string // keys
+	limits         historyLimits
+}
+
+// maxPlaces bounds what a lane remembers of topics.
+const maxPlaces = 10_000
+
+func (l *batchLane) place(topic string) *place {
+	p := l.places[topic]
+	if p == nil {
+		if len(l.places) >= maxPlaces {
+			clear(l.places)
 		}
-		which = append(which, i+1)
+		p = &place{l.pt.topics + topic, l.pt.newest + topic, sharedLimits(l.pt.c.cfg.history.of(topic))}
+		l.places[topic] = p
 	}
-	args = append(args, len(sets))
-	for _, limits := range sets {
+	return p
+}
+
+// command is the call of the script, after EVALSHA or EVAL and what comes with it. Strings
+// are passed by address, which spares an allocation for each.
+func (l *batchLane) command(b *batch, eval ...any) []any {
+	pt := l.pt
+	args := append(l.args[:0], eval...)
+	args = append(args, 2+2*len(b.topics), &pt.head, &l.key)
+	for _, topic := range b.topics {
+		args = append(args, &l.place(topic).stream)
+	}
+	for _, topic := range b.topics {
+		args = append(args, &l.place(topic).newest)
+	}
+	args = append(args, newLineage(), l.number, l.taken, pt.c.cfg.logTTL().Milliseconds(), pt.publishCommand())
+	l.sets = l.sets[:0]
+	for _, topic := range b.topics {
+		if limits := l.place(topic).limits; !slices.Contains(l.sets, limits) {
+			l.sets = append(l.sets, limits)
+		}
+	}
+	args = append(args, len(l.sets))
+	for _, limits := range l.sets {
 		args = append(args, limits.messages, limits.bytes, limits.age.Milliseconds())
 	}
-	if len(sets) > 1 {
-		args = append(args, which...)
+	if len(l.sets) > 1 {
+		for _, topic := range b.topics {
+			args = append(args, 1+slices.Index(l.sets, l.place(topic).limits))
+		}
 	}
 	for _, m := range b.messages {
-		args = append(args, b.index[m.topic], m.message)
+		args = append(args, b.index[m.topic], &m.message)
 	}
-	return keys, args
+	l.args = args
+	return args
 }
 
 func (pt *partition) publishCommand() string {
@@ -440,12 +476,27 @@ func (pt *partition) publishCommand() string {
 	return "PUBLISH"
 }
 
-// remember keeps where a batch was put.
-func (l *batchLane) remember(b *batch, positions string) {
+// remember keeps where a batch was put: behind start, as redis_publish.lua returns it.
+func (l *batchLane) remember(b *batch, start string) {
 	now := time.Now()
 	l.taken, l.last = l.number, now
+	lineage, before, _ := strings.Cut(start, " ")
+	l.lineage = lineage
+	ms, counter, _ := strings.Cut(before, " ")
+	var at msgID
+	first, _ := strconv.ParseUint(lineage, 10, lineageBits)
+	at.ms, _ = strconv.ParseUint(ms, 10, 64)
+	at.seq, _ = strconv.ParseUint(counter, 10, counterBits)
+	at.seq |= first << counterBits
 	if len(b.topics) > 0 {
-		l.past = append(l.past, pastBatch{l.number, now, append([]string(nil), b.topics...), positions})
+		last := make([]msgID, len(b.topics))
+		for _, m := range b.messages {
+			if at.seq++; at.isFloor() {
+				at = msgID{at.ms + 1, first<<counterBits + 1}
+			}
+			last[b.index[m.topic]-1] = at
+		}
+		l.past = append(l.past, pastBatch{l.number, now, slices.Clone(b.topics), last})
 	}
 	old := 0
 	for old < len(l.past) && (len(l.past)-old > rememberBatches || now.Sub(l.past[old].at) > rememberTime) {
@@ -466,12 +517,12 @@ func (l *batchLane) markLost(ctx context.Context, client *redis.Client, kept int
 		l.taken, l.past = kept, nil
 		return nil
 	}
-	lost := make(map[string]string)
+	lost := make(map[string]msgID)
 	for i := len(l.past) - 1; i >= 0 && l.past[i].number > kept; i-- {
 		past := &l.past[i]
-		for j, id := range strings.Fields(past.positions) {
-			if _, newer := lost[past.topics[j]]; !newer {
-				lost[past.topics[j]] = id
+		for j, topic := range past.topics {
+			if _, newer := lost[topic]; !newer {
+				lost[topic] = past.last[j]
 			}
 		}
 	}
@@ -483,7 +534,7 @@ func (l *batchLane) markLost(ctx context.Context, client *redis.Client, kept int
 		lost = nil
 	}
 	for topic, id := range lost {
-		if err := l.pt.mark(ctx, client, topic, id); err != nil {
+		if err := l.pt.mark(ctx, client, topic, id.String()); err != nil {
 			return err
 		}
 	}

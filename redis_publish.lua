@@ -2,7 +2,7 @@
 -- before, and sends it to the topic's channel. All or nothing, and at most once.
 --
 -- KEYS[1]   head of this partition: its lineage, and milliseconds and counter of its newest ID
--- KEYS[2]   the last batch of this writer, and the positions that it returned
+-- KEYS[2]   the last batch of this writer, and the position that it returned
 -- KEYS[3…]  the topics: key of the stream, and channel
 -- then, for each topic: its newest ID
 -- ARGV[1]   a lineage, in case there is none yet
@@ -14,7 +14,8 @@
 --           to keep; and if there are several, for each topic which one is its own
 -- then, for each message: which of the topics (1…), and the message
 --
--- Returns {"ok", lineage, positions}, where positions has the last ID in each topic;
+-- Returns {"ok", "lineage milliseconds counter"}, the ID before the batch: the counters of
+-- its messages follow that, and after the last counter comes the next millisecond;
 -- {"stale"} for a batch that came after a later one; {"lost", number} if batches after
 -- that number are gone, which were taken: then nothing was published.
 
@@ -29,10 +30,10 @@ local number, taken = tonumber(ARGV[2]), tonumber(ARGV[3])
 local before = call('GET', KEYS[2])
 local last = 0
 if before then
-  local n, positions = string.match(before, '^(%d+) (.*)$')
+  local n, start = string.match(before, '^(%d+) (.*)$')
   last = tonumber(n)
   if last == number then
-    return {'ok', lineage or '', positions}
+    return {'ok', start}
   elseif last > number then
     return {'stale'}
   end
@@ -47,6 +48,10 @@ if not lineage then
   lineage, headMs, counter = ARGV[1], 0, 0
 end
 headMs, counter = tonumber(headMs), tonumber(counter)
+if now > headMs then
+  headMs, counter = now, 0
+end
+local start = format('%s %d %d', lineage, headMs, counter)
 local first = lineage * COUNTERS
 local ttl = tonumber(ARGV[4])
 local slack = floor(ttl / 8)
@@ -95,9 +100,7 @@ for a = arg, #ARGV, 2 do
   local t = tonumber(ARGV[a])
   local key = KEYS[t + 2]
   counter = counter + 1
-  if now > headMs then
-    headMs, counter = now, 1
-  elseif counter == COUNTERS then
+  if counter == COUNTERS then
     headMs, counter = headMs + 1, 1
   end
   local id = format('%d-%d', headMs, first + counter)
@@ -134,7 +137,6 @@ for t = 1, topics do
   end
 end
 
-local positions = table.concat(newest, ' ')
 call('SET', KEYS[1], format('%s %d %d', lineage, headMs, counter))
-call('SET', KEYS[2], ARGV[2] .. ' ' .. positions, 'PX', 3600000)
-return {'ok', lineage, positions}
+call('SET', KEYS[2], ARGV[2] .. ' ' .. start, 'PX', 3600000)
+return {'ok', start}

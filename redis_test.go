@@ -232,7 +232,10 @@ func TestRedisForms(t *testing.T) {
 				}
 				next := map[int]int{}
 				for _, n := range got {
-					if n < from+20 && n < next[(n-from)%4] {
+					if n == from+20 {
+						continue // the broadcast
+					}
+					if n < next[(n-from)%4] {
 						t.Errorf("%d came too late: %d", n, got)
 					}
 					next[(n-from)%4] = n

@@ -579,10 +579,11 @@ func (b *broker) needsOfSubscribe(cmd *subscribe) []need {
 	return []need{n, {topic: b.all}}
 }
 
-// park lets a command wait, and reports false if it need not.
+// park lets a command wait, and reports false if it need not. The commands of a client
+// keep their order.
 func (b *broker) park(c *client, cmd command, needs []need) bool {
 	p := &parked{c, cmd, needs, b.now}
-	if b.isReady(p) {
+	if b.isReady(p) && len(b.waiting[c]) == 0 {
 		return false
 	}
 	b.waiting[c] = append(b.waiting[c], p)
@@ -639,7 +640,7 @@ func (b *broker) unpark(t *topic) {
 		list[i] = nil
 		switch {
 		case p.cmd == nil: // gone
-		case !b.isReady(p):
+		case !b.isReady(p) || b.waiting[p.client][0] != p:
 			t.shared.parked = append(t.shared.parked, p)
 		default:
 			b.goOn(p)
@@ -647,7 +648,7 @@ func (b *broker) unpark(t *topic) {
 	}
 }
 
-// goOn does what was parked.
+// goOn does what was parked, and then what else of that client can be done.
 func (b *broker) goOn(p *parked) {
 	b.forgetParked(p)
 	switch cmd := p.cmd.(type) {
@@ -657,6 +658,14 @@ func (b *broker) goOn(p *parked) {
 		b.subscribeNow(cmd, b.find(p.client, cmd.topic))
 	}
 	p.cmd = nil
+	b.goOnWith(p.client)
+}
+
+// goOnWith does what a client waits for next, if that can be done.
+func (b *broker) goOnWith(c *client) {
+	if list := b.waiting[c]; len(list) > 0 && b.isReady(list[0]) {
+		b.goOn(list[0])
+	}
 }
 
 // forgetParked takes a command off its client's list.
@@ -705,6 +714,7 @@ func (b *broker) unsubscribeParked(c *client, name string) {
 		}
 		i++
 	}
+	b.goOnWith(c)
 }
 
 // sweepParked sends those away for whom Redis takes too long.
@@ -717,6 +727,7 @@ func (b *broker) sweepParked(now time.Time) {
 			case *subscribe:
 				b.drop(list[0], now)
 				b.tell(c, wsReply(c.form, cmd.topic, eventError, ErrUnavailable.Error(), msgID{}, now))
+				b.goOnWith(c)
 			}
 			list = b.waiting[c]
 		}
