@@ -137,6 +137,16 @@ func (c *config) allowOrigin(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// HandleReady answers a load balancer: 200 if Ready returns nil, else 503 and the reason.
+func (p *Pushlet) HandleReady(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Cache-Control", "no-store")
+	if err := p.Ready(); err != nil {
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		return
+	}
+	_, _ = w.Write([]byte("ready\n")) // if it fails, nobody listens
+}
+
 // newClientID returns 128 random bits or more, from crypto/rand.
 func newClientID() string { return rand.Text() }
 

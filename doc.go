@@ -24,7 +24,7 @@
 //
 // # Order
 //
-// Messages of one process have one order, that in which the broker took them; a Publish
+// Messages of one process, without Redis, have one order, that in which the broker took them; a Publish
 // that has returned is before one that begins afterwards. A client gets the messages of
 // each topic, and broadcasts, in that order. What it gets of several topics is in that
 // order too, except that a WebSocket client that resumes one topic while it follows
@@ -46,11 +46,39 @@
 //
 //	trimmed         pushed out of history by newer messages, or history is off
 //	expired         left history by age
-//	restarted       the position is from before this process started
+//	restarted       the log began anew: this process has started since, or Redis without its data
+//	rolled_back     Redis has lost messages that it had taken
 //	unknown_cursor  the position cannot be read, or was never given out
 //
 // A client that never had a position starts with what is published after it came. So does
 // an SSE client with a topic that it did not follow when it got its cursor.
+//
+// # Several instances
+//
+// With [Pushlet.EnableDistributedMode] or [WithRedis] the logs of all topics are in Redis, and
+// instances deliver only what comes from there, their own messages too. So all see the
+// messages of a topic in one order, and a position is good on every instance. (Messages of
+// several topics have an order of their own on each instance, which with one partition, the
+// default outside a Cluster, is nearly that of their IDs.) What reaches an
+// instance is checked by the links between messages; what lacks is read from the log, and
+// positions are compared with Redis about once a second, so that nothing depends on the
+// connection: it may break, fall silent or be cut off.
+//
+// [Pushlet.Publish] returns nil when Redis has the message. Redis can lose what it had taken: a
+// failover to a replica that did not have it yet ([WithReplicaAcks] makes that unlikely), a
+// crash before it was written to disk. The instances that know of it note the loss in the
+// log, and every client that follows that topic, or comes back to it, is told: rolled_back. A
+// message that only an instance knew of that died together with Redis cannot be told of.
+//
+// Errors tell what became of the message: [ErrUnavailable] and [ErrOverloaded], it was surely not
+// published; [ErrUncertain], it may have been. A message is never published twice by itself.
+// While Redis does not answer clients stay connected, and get their heartbeats; those that
+// come after three seconds of it are asked to come back; [Pushlet.Ready] says so.
+//
+// # Who is online
+//
+// [WithPresence] keeps track of users ([WithIdentity]) and connections of each topic on all
+// instances, for [Pushlet.Presence] and the hooks OnJoin and OnLeave.
 //
 // # Slow clients
 //

@@ -10,18 +10,25 @@ import (
 
 // TestImports keeps the parts apart: see "Invariants" in ARCHITECTURE.md.
 func TestImports(t *testing.T) {
-	const gorilla = "github.com/gorilla/websocket"
+	const gorilla, redis = "github.com/gorilla/websocket", "github.com/redis/go-redis/v9"
 	forbidden := map[string][]string{
-		"message.go": {"net", "net/http", gorilla, "sync", "time"},
-		"frame.go":   {"net", "net/http", gorilla, "encoding/json"},
-		"segment.go": {"net", "net/http", gorilla, "sync"},
-		"cursor.go":  {"net", "net/http", gorilla, "sync", "time"},
-		"history.go": {"net", "net/http", gorilla, "sync", "os"},
-		"broker.go":  {"net", "net/http", gorilla, "sync", "os", "log", "encoding/json"},
-		"topic.go":   {"net", "net/http", gorilla, "sync", "os", "log", "encoding/json"},
-		"replay.go":  {"net", "net/http", gorilla, "sync", "os", "log", "encoding/json"},
-		"client.go":  {"net", "net/http", gorilla, "log", "os"},
+		"message.go": {"net", "net/http", gorilla, redis, "sync", "time"},
+		"frame.go":   {"net", "net/http", gorilla, redis, "encoding/json"},
+		"segment.go": {"net", "net/http", gorilla, redis, "sync"},
+		"cursor.go":  {"net", "net/http", gorilla, redis, "sync", "time"},
+		"history.go": {"net", "net/http", gorilla, redis, "sync", "os"},
+		"broker.go":  {"net", "net/http", gorilla, redis, "sync", "os", "log", "encoding/json"},
+		"topic.go":   {"net", "net/http", gorilla, redis, "sync", "os", "log", "encoding/json"},
+		"replay.go":  {"net", "net/http", gorilla, redis, "sync", "os", "log", "encoding/json"},
+		"client.go":  {"net", "net/http", gorilla, redis, "log", "os"},
 		"flusher.go": {"net", "net/http", gorilla, "log"},
+		"remote.go":  {"net", "net/http", gorilla, redis, "sync", "os", "log", "encoding/json"},
+
+		"redis_connector.go": {"net/http", gorilla},
+		"redis_publish.go":   {"net/http", gorilla},
+		"redis_subscribe.go": {"net/http", gorilla},
+		"redis_presence.go":  {"net/http", gorilla},
+		"presence.go":        {"net", "net/http", gorilla, redis},
 	}
 	for name, bad := range forbidden {
 		f, err := parser.ParseFile(token.NewFileSet(), name, nil, parser.ImportsOnly)

@@ -33,13 +33,16 @@ type msgID struct {
 // recognised by it even where the clock was set back.
 const (
 	lineageBits = 20
-	counterBits = 12
+	counterBits = 21
+	// In Redis the low bits of the counter are random for each batch, so that no ID is
+	// given twice, not even by a Redis that has lost messages and whose clock is behind.
+	nonceBits = 11
 )
 
 func (x msgID) lineage() uint64 { return x.seq >> counterBits }
 
 // floorAt is a position that no message has: that of a topic in Redis which had none at
-// that time. Messages in Redis have counters from 1.
+// that time. The counters of messages in Redis begin at 1<<nonceBits.
 func floorAt(ms, lineage uint64) msgID { return msgID{ms, lineage << counterBits} }
 
 func (x msgID) isFloor() bool { return x.seq&(1<<counterBits-1) == 0 }

@@ -302,6 +302,28 @@ func (s state) err() error {
 	return nil
 }
 
+// Ready reports whether this instance can do its work: nil if so. Otherwise it is
+// ErrNotStarted, ErrClosed, or an error that wraps ErrUnavailable while Redis does not
+// answer. It does not wait.
+func (p *Pushlet) Ready() error {
+	p.gate.RLock()
+	defer p.gate.RUnlock()
+	if err := p.state.err(); err != nil {
+		return err
+	}
+	if p.connector == nil {
+		return nil
+	}
+	if d := p.connector.down(); d > 0 {
+		err := fmt.Errorf("%w: redis has not answered for %v", ErrUnavailable, d.Round(time.Millisecond))
+		if last := p.connector.lastError(); last != nil {
+			err = fmt.Errorf("%w: %w", err, last)
+		}
+		return err
+	}
+	return nil
+}
+
 var errTooManyClients = errors.New("pushlet: too many clients")
 
 // admit counts a connection in, if it may come; dismiss counts it out. Between the two

@@ -8,7 +8,7 @@
 -- Returns {lineage, milliseconds now, then for each topic its last ID or "", and 1 if the
 -- ID asked about is in it, or none was}.
 
-local COUNTERS = 4096
+local COUNTERS = 1024 * 2048 -- and nonces: sequence numbers of a lineage
 
 local lineage = string.match(redis.call('GET', KEYS[1]) or '', '^%d+')
 if not lineage then

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
-	"net/http"
 	"strconv"
 	"strings"
 	"sync"
@@ -348,36 +347,4 @@ func (c *connector) down() time.Duration {
 		return 0
 	}
 	return max(1, time.Since(time.Unix(0, since)))
-}
-
-// Ready reports whether this instance can do its work: nil if so. Otherwise it is
-// ErrNotStarted, ErrClosed, or an error that wraps ErrUnavailable while Redis does not
-// answer. It does not wait.
-func (p *Pushlet) Ready() error {
-	p.gate.RLock()
-	defer p.gate.RUnlock()
-	if err := p.state.err(); err != nil {
-		return err
-	}
-	if p.connector == nil {
-		return nil
-	}
-	if d := p.connector.down(); d > 0 {
-		err := fmt.Errorf("%w: redis has not answered for %v", ErrUnavailable, d.Round(time.Millisecond))
-		if last := p.connector.lastError(); last != nil {
-			err = fmt.Errorf("%w: %w", err, last)
-		}
-		return err
-	}
-	return nil
-}
-
-// HandleReady answers a load balancer: 200 if Ready returns nil, else 503 and the reason.
-func (p *Pushlet) HandleReady(w http.ResponseWriter, _ *http.Request) {
-	w.Header().Set("Cache-Control", "no-store")
-	if err := p.Ready(); err != nil {
-		http.Error(w, err.Error(), http.StatusServiceUnavailable)
-		return
-	}
-	_, _ = w.Write([]byte("ready\n")) // if it fails, nobody listens
 }

@@ -9,11 +9,12 @@
 -- ARGV[2]  milliseconds that a stream outlives its newest message
 -- ARGV[3]  PUBLISH or SPUBLISH
 -- ARGV[4]  the note: "!" and the reason
+-- ARGV[5]  a nonce
 --
 -- Returns 1 if it was noted, 0 if there is no need to: the ID is in the log after all, or
 -- the log has begun anew since.
 
-local COUNTERS = 4096
+local COUNTERS, NONCES = 1024, 2048 -- see redis_publish.lua
 
 local lineage, headMs = string.match(redis.call('GET', KEYS[1]) or '', '^(%d+) (%d+)')
 local function parse(id)
@@ -28,11 +29,18 @@ end
 
 local key, lost = KEYS[2], ARGV[1]
 local lostMs, lostSeq = parse(lost)
-if not lineage or math.floor(lostSeq / COUNTERS) ~= tonumber(lineage) then
+if not lineage or math.floor(lostSeq / COUNTERS / NONCES) ~= tonumber(lineage) then
   return 0
 end
 if #redis.call('XRANGE', key, lost, lost) > 0 then
   return 0
+end
+local newest = redis.call('XREVRANGE', key, '+', '-', 'COUNT', 1)[1]
+if newest then
+  local _, seq = parse(newest[1])
+  if math.floor(seq / COUNTERS / NONCES) ~= tonumber(lineage) then
+    redis.call('DEL', key) -- of another lineage
+  end
 end
 local oldest = redis.call('XRANGE', key, '-', '+', 'COUNT', 1)[1]
 if oldest then
@@ -45,7 +53,7 @@ end
 local time = redis.call('TIME')
 local ms = time[1] * 1000 + math.floor(time[2] / 1000)
 ms = math.max(ms, headMs + 1, lostMs + 1)
-local seq = lineage * COUNTERS + 1
+local seq = (lineage * COUNTERS + 1) * NONCES + ARGV[5]
 local id = string.format('%d-%d', ms, seq)
 local ttl = string.format('%d', ARGV[2] * 1.25)
 local note = id .. ' ' .. lost .. ' ' .. ARGV[4]

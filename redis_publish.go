@@ -43,7 +43,7 @@ func (pb *publisher) init(pt *partition, cfg *config) {
 		n = clusterLanes
 	}
 	for i := range n {
-		pb.lanes = append(pb.lanes, &batchLane{pt: pt, places: make(map[string]*place), key: fmt.Sprintf("%sw:%s:%d", pt.tag, pt.c.writer, i)})
+		pb.lanes = append(pb.lanes, &batchLane{pt: pt, stuck: make(chan struct{}, 1), batch: batch{index: make(map[string]int)}, places: make(map[string]*place), key: fmt.Sprintf("%sw:%s:%d", pt.tag, pt.c.writer, i)})
 	}
 }
 
@@ -100,6 +100,9 @@ func (c *connector) publish(ctx context.Context, topic, event, data string) erro
 	m.topic, m.message = topic, payload
 	m.state.Store(outWaiting)
 	m.timer.Reset(c.cfg.redis.publishWait) // an outgoing that is not put back takes it along
+	if ctx.Done() == nil && pt.lanes[0].publishNow(m) {
+		return c.await(ctx, m)
+	}
 	select {
 	case pt.queue <- m:
 	case <-m.timer.C:
@@ -109,6 +112,11 @@ func (c *connector) publish(ctx context.Context, topic, event, data string) erro
 	case <-c.ctx.Done():
 		return ErrClosed
 	}
+	return c.await(ctx, m)
+}
+
+// await returns when the message has been answered, or it is given up.
+func (c *connector) await(ctx context.Context, m *outgoing) error {
 	var cause error
 	select {
 	case err := <-m.done:
@@ -119,8 +127,13 @@ func (c *connector) publish(ctx context.Context, topic, event, data string) erro
 		cause = errTimeout
 	case <-ctx.Done():
 		cause = context.Cause(ctx)
+	case <-c.ctx.Done():
+		cause = ErrClosed
 	}
 	if m.state.CompareAndSwap(outWaiting, outAbandoned) {
+		if cause == ErrClosed { //nolint:errorlint // it was set just above
+			return cause
+		}
 		err := fmt.Errorf("%w: %w", ErrUnavailable, cause)
 		if last := c.lastError(); last != nil && c.down() > 0 {
 			err = fmt.Errorf("%w: redis: %w", err, last)
@@ -135,12 +148,18 @@ func (c *connector) publish(ctx context.Context, topic, event, data string) erro
 
 var errTimeout = errors.New("no answer within the time of WithPublishTimeout")
 
-// A batchLane publishes one batch after the other. It belongs to its goroutine.
+// A batchLane publishes one batch after the other. What follows mu belongs to whoever holds
+// it: as a rule the lane's goroutine; a publisher that finds it free, which saves it waking
+// the goroutine and being woken by it.
 type batchLane struct {
-	pt      *partition
-	key     string // of its last batch
-	number  int    // of its last batch
-	taken   int    // the last that Redis has confirmed
+	pt    *partition
+	key   string        // of its last batch
+	stuck chan struct{} // from a publisher that holds mu: go on with the batch, and release mu
+
+	mu      sync.Mutex
+	batch   batch
+	number  int // of its last batch
+	taken   int // the last that Redis has confirmed
 	last    time.Time
 	down    bool   // the last attempt has failed
 	lineage string // of the logs, as of the last batch
@@ -166,34 +185,67 @@ type batch struct {
 	messages []*outgoing
 	topics   []string       // each once
 	index    map[string]int // in topics, from 1
+	empty    bool           // it only asks whether those before it are still there
+	frozen   bool           // it may have been published: it must be the same when tried again
+	nonce    int            // in its IDs
 }
 
 func (l *batchLane) run() {
-	b := &batch{index: make(map[string]int)}
 	verify := time.NewTicker(redisVerify)
 	defer verify.Stop()
 	for {
-		b.reset()
 		select {
 		case m := <-l.pt.queue:
-			l.gather(b, m)
+			l.mu.Lock() // for a publisher it is held no longer than one attempt takes
+			l.gather(m)
+			l.send()
+		case <-l.stuck: // and mu with it
+			l.send()
 		case <-verify.C:
-			if l.taken == 0 || time.Since(l.last) < redisVerify || time.Since(l.last) > rememberTime && len(l.past) == 0 {
-				continue
+			l.mu.Lock()
+			if l.mayVerify() {
+				l.gather(nil)
+				l.send()
 			}
-			// An empty batch: are those before it still there?
 		case <-l.pt.c.ctx.Done():
 			l.drain()
 			return
 		}
-		l.send(b)
+		l.mu.Unlock()
 	}
+}
+
+func (l *batchLane) mayVerify() bool {
+	idle := time.Since(l.last)
+	return l.taken > 0 && idle > redisVerify && (idle < rememberTime || len(l.past) > 0)
+}
+
+// publishNow publishes m, and what else waits, if the lane is free, and reports whether it
+// was. Then m will be answered.
+func (l *batchLane) publishNow(m *outgoing) bool {
+	if !l.mu.TryLock() {
+		return false
+	}
+	if l.down || !l.pt.up() { // let the goroutine find out
+		l.mu.Unlock()
+		return false
+	}
+	l.gather(m)
+	if l.try() {
+		l.mu.Unlock()
+	} else {
+		l.stuck <- struct{}{} // holds one, and nobody else can send
+	}
+	return true
 }
 
 // drain refuses those who wait when the connector ends.
 func (l *batchLane) drain() {
 	for {
 		select {
+		case <-l.stuck:
+			l.send()
+			l.mu.Unlock()
 		case m := <-l.pt.queue:
 			m.answer(ErrClosed)
 		default:
@@ -209,10 +261,15 @@ func (m *outgoing) answer(err error) {
 	}
 }
 
-// gather takes m and what else waits, up to the limits of a batch.
-func (l *batchLane) gather(b *batch, m *outgoing) {
+// gather begins a batch of m and what else waits, up to the limits. Without m it is empty.
+func (l *batchLane) gather(m *outgoing) {
+	b := &l.batch
+	clear(b.messages)
+	b.messages, b.topics = b.messages[:0], b.topics[:0]
+	b.empty, b.frozen, b.nonce = m == nil, false, newNonce()
+	l.number++
 	size := 0
-	for {
+	for m != nil {
 		b.messages = append(b.messages, m)
 		size += len(m.message)
 		if len(b.messages) == maxBatch || size >= maxBatchBytes {
@@ -224,12 +281,6 @@ func (l *batchLane) gather(b *batch, m *outgoing) {
 			return
 		}
 	}
-}
-
-func (b *batch) reset() {
-	clear(b.messages)
-	b.messages = b.messages[:0]
-	b.topics = b.topics[:0]
 }
 
 // take marks the messages as sent and leaves out those whose publisher has left.
@@ -275,67 +326,62 @@ func (b *batch) awaited() bool {
 	return false
 }
 
-// send publishes a batch, and tries again until Redis has answered or nobody waits.
-func (l *batchLane) send(b *batch) {
-	empty := len(b.messages) == 0
-	l.number++
-	frozen := false // it may have been published: it must be the same when tried again
+// send publishes the batch, and tries again until Redis has answered or nobody waits.
+func (l *batchLane) send() {
 	var wait backoff
-	for {
-		err := l.isBack()
-		if err == nil {
-			if !frozen {
-				b.take()
-				if len(b.messages) == 0 && !empty {
-					l.number--
-					return
-				}
-			}
-			err = l.attempt(b)
-		}
-		l.down = err != nil
-		if l.down && faultOf(err) != faultLasting {
-			l.pt.set(&l.pt.answers, false)
-		}
-		if err == nil {
-			return
-		}
-		if l.pt.c.ctx.Err() != nil {
-			kind := ErrClosed
-			if frozen || faultOf(err) == faultUnknown {
-				kind = ErrUncertain
-			}
-			b.answer(kind)
-			return
-		}
+	for !l.try() {
+		l.pt.c.pause(wait.next()) // when the connector ends, once more for the answer
+	}
+}
+
+// try publishes the batch, and reports false if it has to be tried again.
+func (l *batchLane) try() (over bool) {
+	b := &l.batch
+	err := l.isBack()
+	if err == nil && !b.frozen {
+		b.take()
+	}
+	if len(b.messages) == 0 && !b.empty { // all their publishers have left
+		l.number--
+		return true
+	}
+	if err == nil {
+		err = l.attempt(b)
+	}
+	l.down = err != nil
+	if err == nil {
+		return true
+	}
+	what := faultOf(err)
+	if what != faultLasting {
+		l.pt.set(&l.pt.answers, false)
+	}
+	b.frozen = b.frozen || what == faultUnknown
+	if l.pt.c.ctx.Err() == nil {
 		l.pt.failed(err)
-		switch faultOf(err) {
-		case faultUnknown:
-			frozen = true
-		case faultLasting:
-			kind := ErrUnavailable
-			if frozen {
-				kind = ErrUncertain
-			} else {
-				l.number--
-			}
-			b.answer(fmt.Errorf("%w: redis: %w", kind, err))
-			return
-		case faultTransient:
-			if !frozen {
-				b.giveBack()
-			}
-		}
-		if empty || !b.awaited() {
-			if !frozen {
-				l.number--
-			}
-			return
-		}
-		if !l.pt.c.pause(wait.next()) {
-			continue // once more, for the answer
+	}
+	kind := ErrUnavailable
+	switch {
+	case b.frozen:
+		kind = ErrUncertain
+	case l.pt.c.ctx.Err() != nil:
+		kind = ErrClosed
+	}
+	switch {
+	case l.pt.c.ctx.Err() != nil || what == faultLasting:
+		b.answer(fmt.Errorf("%w: redis: %w", kind, err))
+	case b.frozen && b.awaited():
+		return false
+	case !b.frozen && !b.empty:
+		b.giveBack()
+		if b.awaited() {
+			return false
 		}
 	}
+	if !b.frozen {
+		l.number--
+	}
+	return true
 }
 
 // isBack looks, after a failure, whether Redis answers, before anybody's message is at
@@ -441,12 +487,12 @@ func (l *batchLane) command(b *batch, eval ...any) []any {
 	args := append(l.args[:0], eval...)
 	args = append(args, 2+2*len(b.topics), &pt.head, &l.key)
 	for _, topic := range b.topics {
-		args = append(args, &l.place(topic).stream)
-	}
-	for _, topic := range b.topics {
 		args = append(args, &l.place(topic).newest)
 	}
-	args = append(args, newLineage(), l.number, l.taken, pt.c.cfg.logTTL().Milliseconds(), pt.publishCommand())
+	for _, topic := range b.topics {
+		args = append(args, &l.place(topic).stream)
+	}
+	args = append(args, newLineage(), l.number, l.taken, pt.c.cfg.logTTL().Milliseconds(), pt.publishCommand(), b.nonce)
 	l.sets = l.sets[:0]
 	for _, topic := range b.topics {
 		if limits := l.place(topic).limits; !slices.Contains(l.sets, limits) {
@@ -486,13 +532,13 @@ func (l *batchLane) remember(b *batch, start string) {
 	var at msgID
 	first, _ := strconv.ParseUint(lineage, 10, lineageBits)
 	at.ms, _ = strconv.ParseUint(ms, 10, 64)
-	at.seq, _ = strconv.ParseUint(counter, 10, counterBits)
-	at.seq |= first << counterBits
+	at.seq, _ = strconv.ParseUint(counter, 10, counterBits-nonceBits)
+	at.seq = first<<counterBits | at.seq<<nonceBits | uint64(b.nonce)
 	if len(b.topics) > 0 {
 		last := make([]msgID, len(b.topics))
 		for _, m := range b.messages {
-			if at.seq++; at.isFloor() {
-				at = msgID{at.ms + 1, first<<counterBits + 1}
+			if at.seq += 1 << nonceBits; at.lineage() != first {
+				at = msgID{at.ms + 1, first<<counterBits | 1<<nonceBits | uint64(b.nonce)}
 			}
 			last[b.index[m.topic]-1] = at
 		}
@@ -539,14 +585,14 @@ func (l *batchLane) markLost(ctx context.Context, client *redis.Client, kept int
 		}
 	}
 	l.pt.c.counters.rollbacks.Add(1)
-	l.taken, l.past = kept, nil
+	l.taken = kept // past is kept: Redis may go back once more, behind these notes
 	return nil
 }
 
 // mark notes in the log of a topic that messages up to an ID are gone.
 func (pt *partition) mark(ctx context.Context, client *redis.Client, topic, lost string) error {
 	err := markScript.Run(ctx, client, []string{pt.head, pt.topics + topic, pt.newest + topic},
-		lost, pt.c.cfg.logTTL().Milliseconds(), pt.publishCommand(), "!"+string(gapRolledBack)).Err()
+		lost, pt.c.cfg.logTTL().Milliseconds(), pt.publishCommand(), "!"+string(gapRolledBack), newNonce()).Err()
 	if err != nil && !errors.Is(err, redis.Nil) {
 		return err
 	}

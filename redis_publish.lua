@@ -1,16 +1,17 @@
 -- Publishes a batch: appends each message to the stream of its topic, linked to the one
 -- before, and sends it to the topic's channel. All or nothing, and at most once.
 --
--- KEYS[1]   head of this partition: its lineage, and milliseconds and counter of its newest ID
+-- KEYS[1]   head of this partition: its lineage, and milliseconds and counter of the newest ID
 -- KEYS[2]   the last batch of this writer, and the position that it returned
--- KEYS[3…]  the topics: key of the stream, and channel
--- then, for each topic: its newest ID
+-- KEYS[3…]  for each topic: its newest ID
+-- then, for each topic: key of the stream, and channel
 -- ARGV[1]   a lineage, in case there is none yet
 -- ARGV[2]   number of this batch; a retry has the same
 -- ARGV[3]   number of the last batch that the writer knows to have been taken
 -- ARGV[4]   milliseconds that a topic outlives its newest message
 -- ARGV[5]   PUBLISH or SPUBLISH
--- ARGV[6]   how many sets of limits there are; then each: messages, bytes and milliseconds
+-- ARGV[6]   a nonce, random for each batch: so no ID is ever given twice
+-- ARGV[7]   how many sets of limits there are; then each: messages, bytes and milliseconds
 --           to keep; and if there are several, for each topic which one is its own
 -- then, for each message: which of the topics (1…), and the message
 --
@@ -19,15 +20,17 @@
 -- {"stale"} for a batch that came after a later one; {"lost", number} if batches after
 -- that number are gone, which were taken: then nothing was published.
 
--- The sequence number of an ID is lineage * COUNTERS + a counter from 1. Lineages are so
--- large that it has 10 digits; so an ID has 24 characters.
-local COUNTERS = 4096
+-- The sequence number of an ID is (lineage * COUNTERS + a counter from 1) * NONCES + nonce.
+-- Lineages are so large that it has 13 digits; so an ID has 27 characters.
+local COUNTERS, NONCES = 1024, 2048
 
 local call, format, floor, sub = redis.call, string.format, math.floor, string.sub
 
-local lineage, headMs, counter = string.match(call('GET', KEYS[1]) or '', '^(%d+) (%d+) (%d+)$')
+local topics = (#KEYS - 2) / 2
+local values = call('MGET', unpack(KEYS, 1, topics + 2))
+local lineage, headMs, counter = string.match(values[1] or '', '^(%d+) (%d+) (%d+)$')
 local number, taken = tonumber(ARGV[2]), tonumber(ARGV[3])
-local before = call('GET', KEYS[2])
+local before = values[2]
 local last = 0
 if before then
   local n, start = string.match(before, '^(%d+) (.*)$')
@@ -52,18 +55,17 @@ if now > headMs then
   headMs, counter = now, 0
 end
 local start = format('%s %d %d', lineage, headMs, counter)
-local first = lineage * COUNTERS
+local first, beyond, nonce = lineage * COUNTERS * NONCES, (lineage + 1) * COUNTERS * NONCES, tonumber(ARGV[6])
 local ttl = tonumber(ARGV[4])
 local slack = floor(ttl / 8)
 local publish = ARGV[5]
 
-local topics = (#KEYS - 2) / 2
 local sets = {}
-for s = 1, ARGV[6] do
-  local keep, bytes, age = tonumber(ARGV[3 * s + 4]), tonumber(ARGV[3 * s + 5]), tonumber(ARGV[3 * s + 6])
+for s = 1, ARGV[7] do
+  local keep, bytes, age = tonumber(ARGV[3 * s + 5]), tonumber(ARGV[3 * s + 6]), tonumber(ARGV[3 * s + 7])
   sets[s] = {keep = keep, bytes = bytes, age = age, large = bytes / keep, turn = floor(now * 8 / age) * age / 8}
 end
-local arg = 7 + 3 * #sets
+local arg = 8 + 3 * #sets
 local limits = {}
 if #sets > 1 then
   for t = 1, topics do
@@ -74,23 +76,20 @@ end
 local usual = sets[1]
 
 -- Where the topics are. If a key is of another kind this fails, before anything was written.
-local newest, wasMs = {}, {}
-if topics > 0 then
-  local values = call('MGET', unpack(KEYS, topics + 3))
-  for t = 1, topics do
-    local v = values[t]
-    if v then
-      local seq = tonumber(sub(v, 15))
-      if seq > first and seq < first + COUNTERS then
-        newest[t], wasMs[t] = v, tonumber(sub(v, 1, 13))
-      end
+local newest, wasMs, streams = {}, {}, topics + 2
+for t = 1, topics do
+  local v = values[t + 2]
+  if v then
+    local seq = tonumber(sub(v, 15))
+    if seq > first and seq < beyond then
+      newest[t], wasMs[t] = v, tonumber(sub(v, 1, 13))
     end
-    if not wasMs[t] or now - wasMs[t] > ttl then -- new, idle for long, or of another lineage
-      if call('XLEN', KEYS[t + 2]) == 0 then
-        newest[t] = nil
-      elseif not newest[t] then
-        call('DEL', KEYS[t + 2])
-      end
+  end
+  if not wasMs[t] or now - wasMs[t] > ttl then -- new, idle for long, or of another lineage
+    if call('XLEN', KEYS[streams + t]) == 0 then
+      newest[t] = nil
+    elseif not newest[t] then
+      call('DEL', KEYS[streams + t])
     end
   end
 end
@@ -98,12 +97,12 @@ end
 local root = format('%013d-%d', now - ttl, first) -- since then there was none
 for a = arg, #ARGV, 2 do
   local t = tonumber(ARGV[a])
-  local key = KEYS[t + 2]
+  local key = KEYS[streams + t]
   counter = counter + 1
   if counter == COUNTERS then
     headMs, counter = headMs + 1, 1
   end
-  local id = format('%d-%d', headMs, first + counter)
+  local id = format('%d-%d', headMs, first + counter * NONCES + nonce)
   local message = id .. ' ' .. (newest[t] or root) .. ' ' .. ARGV[a + 1]
   newest[t] = id
   call('XADD', key, id, 'm', message)
@@ -118,22 +117,21 @@ for a = arg, #ARGV, 2 do
 end
 
 -- Trimming and expiry need not be exact: they are done now and then.
-math.randomseed(headMs % 1000000 * COUNTERS + counter)
-local dice, turn = math.random(16), floor(now / slack) * slack
+local turn = floor(now / slack) * slack
 for t = 1, topics do
-  local key, was, limit = KEYS[t + 2], wasMs[t] or 0, limits[t] or usual
+  local key, was, limit = KEYS[streams + t], wasMs[t] or 0, limits[t] or usual
   if limit.keep < 128 then
     call('XTRIM', key, 'MAXLEN', limit.keep)
-  elseif (t + dice) % 16 == 0 then
+  elseif (t + nonce) % 16 == 0 then
     call('XTRIM', key, 'MAXLEN', '~', limit.keep)
   end
   if was < limit.turn then
     call('XTRIM', key, 'MINID', format('%d', now - limit.age))
   end
-  call('SETRANGE', KEYS[topics + 2 + t], 0, newest[t])
+  call('SETRANGE', KEYS[t + 2], 0, newest[t])
   if was < turn then
     call('PEXPIRE', key, ttl + 2 * slack)
-    call('PEXPIRE', KEYS[topics + 2 + t], ttl + 2 * slack)
+    call('PEXPIRE', KEYS[t + 2], ttl + 2 * slack)
   end
 end
 

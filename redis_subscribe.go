@@ -509,7 +509,7 @@ func (m *manager) read(ctx context.Context, fills []order) error {
 	answers := make([]*filled, len(fills))
 	from := make([]string, len(fills)) // "" for those that are read to the end
 	for i, o := range fills {
-		answers[i] = &filled{topic: o.topic, from: o.id, lineage: lineage, now: now, marked: o.kind == orderMark}
+		answers[i] = &filled{topic: o.topic, from: o.id, lineage: lineage, now: now}
 		from[i] = o.id.String()
 	}
 	for left := len(fills); left > 0; {
@@ -560,8 +560,12 @@ func parseEntry(topic string, e redis.XMessage) *frame {
 }
 
 // newLineage is a lineage for a Redis that has none yet, so large that sequence numbers
-// have 10 digits.
+// have 13 digits.
 func newLineage() uint64 {
-	const least = 1_000_000_000>>counterBits + 1
+	const least = 1_000_000_000_000>>counterBits + 1
 	return least + rand.Uint64N(1<<lineageBits-least) //nolint:gosec // it only has to differ from others
+}
+
+func newNonce() int {
+	return rand.IntN(1 << nonceBits) //nolint:gosec // it only has to differ from others
 }

@@ -52,7 +52,6 @@ type (
 		lineage uint64
 		now     uint64
 		frames  []*frame
-		marked  bool // it is the answer to mark
 	}
 	// inquiry asks where the broker is in topics; answer has room for it.
 	inquiry struct {
@@ -77,8 +76,10 @@ type sharedTopic struct {
 	fills     int      // how many were asked for
 	again     bool     // another one is wanted
 	reach     msgID    // from there
+	marks     int      // how many were asked for in vain
 	fruitless int      // how many in a row did not make the stash join
 	suspect   msgID    // the topic's position when Redis was seen ahead
+	confirmed uint64   // milliseconds, by the clock of Redis, when nothing was after the topic's position
 	parked    []*parked
 	idleSince time.Time // without followers
 }
@@ -127,9 +128,8 @@ func (b *broker) arrive(f *frame) {
 	switch {
 	case t == nil: // nobody follows it any more
 		f.release()
-	case t.shared.open && t.joins(f):
+	case t.shared.open && len(t.shared.stash) == 0 && t.joins(f):
 		b.accept(t, f)
-		b.unstash(t)
 	case t.shared.open && t.isPast(f):
 		f.release()
 	default:
@@ -171,14 +171,7 @@ func (t *topic) find(id msgID) *frame {
 // published before the topic was opened. If it is neither, because Redis has gone back and
 // its clock is behind, the next sighting shows it.
 func (t *topic) isPast(f *frame) bool {
-	return !t.last.before(f.id) && f.id.lineage() == t.last.lineage() && (t.find(f.id) == nil || t.isCopy(f))
-}
-
-// isCopy reports whether f is in memory. The ID alone does not tell: a Redis that has lost
-// messages, and whose clock is behind, may give theirs to others.
-func (t *topic) isCopy(f *frame) bool {
-	g := t.find(f.id)
-	return g != nil && g.prev == f.prev && g.event == f.event && g.data == f.data
+	return !t.last.before(f.id) && f.id.lineage() == t.last.lineage()
 }
 
 // accept gives a message that joins its place, and fans it out.
@@ -188,6 +181,7 @@ func (b *broker) accept(t *topic, f *frame) {
 	b.see(f.id)
 	f.all = b.all.last
 	t.shared.suspect = msgID{}
+	t.shared.confirmed = max(t.shared.confirmed, f.id.ms)
 	b.stateOf(t).log.append(f)
 	b.fanOut(t, f)
 	f.release()
@@ -230,11 +224,18 @@ func (b *broker) unstash(t *topic) {
 		default:
 			return
 		}
-		s.stash[0] = nil
-		s.stash = s.stash[1:]
-		s.bytes -= f.size()
+		t.shift()
 	}
-	s.stash = nil
+}
+
+// shift takes the first message off the stash.
+func (t *topic) shift() {
+	s := t.shared
+	s.bytes -= s.stash[0].size()
+	s.stash[0] = nil
+	if s.stash = s.stash[1:]; len(s.stash) == 0 {
+		s.stash = nil
+	}
 }
 
 // fill asks for what Redis has from a position on, and in any case from where t is. While
@@ -273,7 +274,7 @@ func (b *broker) sight(cmd *sighting) {
 		case t == nil:
 		case !t.shared.open:
 			if cmd.fresh {
-				b.open(t, at)
+				b.open(t, at, cmd.now)
 			}
 		case seen.asked == t.last: // else messages have arrived in the meantime
 			b.compare(t, seen, at, cmd)
@@ -282,9 +283,9 @@ func (b *broker) sight(cmd *sighting) {
 }
 
 // open begins a topic at its position in Redis.
-func (b *broker) open(t *topic, at msgID) {
+func (b *broker) open(t *topic, at msgID, now uint64) {
 	s := t.shared
-	s.open = true
+	s.open, s.confirmed = true, now
 	t.last = at
 	b.see(at)
 	b.unstash(t)
@@ -302,11 +303,11 @@ func (b *broker) compare(t *topic, seen sighted, at msgID, cmd *sighting) {
 	idle := t.last.isFloor() || t.last.ms+b.logTTL() < cmd.now
 	switch {
 	case at == t.last:
-		s.suspect = msgID{}
-	case at.isFloor() && at.lineage() == t.last.lineage() && idle:
+		s.suspect, s.confirmed = msgID{}, cmd.now
+	case at.isFloor() && at.lineage() == t.last.lineage() && idle && s.confirmed+b.logTTL() >= cmd.now:
 		// Nothing there, and nothing here but what has expired there.
 		if len(s.stash) == 0 && !s.filling {
-			t.last = at
+			t.last, s.confirmed = at, cmd.now
 			b.see(at)
 		}
 	case cmd.fresh || !seen.held || at.lineage() != t.last.lineage():
@@ -353,7 +354,11 @@ func (b *broker) filled(cmd *filled) {
 				continue
 			}
 			if !t.joins(f) {
-				b.breakLog(t, f.prev, t.gapBefore(f)) // it was trimmed between two reads
+				why := t.gapBefore(f) // it was trimmed between two reads, or what has arrived is lost
+				if why == gapRolledBack && b.note(t) {
+					return
+				}
+				b.breakLog(t, f.prev, why)
 			}
 			b.accept(t, f)
 		}
@@ -362,19 +367,31 @@ func (b *broker) filled(cmd *filled) {
 	if len(s.stash) == 0 || t.last != was {
 		s.fruitless = 0
 	} else if s.fruitless++; s.fruitless >= maxFruitless {
-		b.breakLog(t, s.stash[0].prev, t.gapBefore(s.stash[0]))
-		b.unstash(t)
+		b.giveUp(t)
 		s.fruitless = 0
 	}
 	b.unpark(t)
 	if s.filling {
 		return
 	}
-	if len(s.stash) > 0 {
-		b.fill(t, t.last)
-	} else if s.again {
+	switch {
+	case s.again:
 		b.fill(t, s.reach)
+	case len(s.stash) > 0:
+		b.fill(t, t.last)
 	}
+}
+
+// giveUp stops looking for what is missing before the stash.
+func (b *broker) giveUp(t *topic) {
+	f := t.shared.stash[0]
+	base := f.prev
+	if f.mark != "" {
+		base = f.id
+		t.shift()
+	}
+	b.breakLog(t, base, t.gapBefore(f))
+	b.unstash(t)
 }
 
 // prepend puts older messages before those in memory, if the links join.
@@ -420,7 +437,7 @@ func (b *broker) checkLoss(t *topic, cmd *filled) bool {
 	switch {
 	case cmd.lineage != at.lineage():
 		why = gapRestarted
-	case older > 0 && cmd.frames[older-1].id == at && (t.find(at) == nil || t.isCopy(cmd.frames[older-1])):
+	case older > 0 && cmd.frames[older-1].id == at:
 		return true
 	case len(newer) > 0 && t.joins(newer[0]):
 		return true
@@ -428,15 +445,15 @@ func (b *broker) checkLoss(t *topic, cmd *filled) bool {
 		why = gapRolledBack
 	case len(newer) > 0:
 		why = t.gapBefore(newer[0])
-	case at.isFloor() || at.ms+b.logTTL() < cmd.now:
+	case (at.isFloor() || at.ms+b.logTTL() < cmd.now) && t.shared.confirmed+b.logTTL() >= cmd.now:
 		return true // nothing there, and nothing here but what has expired there
+	case at.isFloor() || at.ms+b.logTTL() < cmd.now:
+		why = gapExpired // perhaps
 	default:
 		why = gapRolledBack
 	}
 	noted := len(newer) > 0 && newer[0].mark != ""
-	if why == gapRolledBack && !cmd.marked && !noted {
-		b.filling(t)
-		b.shared.mark(t.name, at)
+	if why == gapRolledBack && !noted && b.note(t) {
 		return false
 	}
 	base := floorAt(cmd.now, cmd.lineage)
@@ -450,6 +467,21 @@ func (b *broker) checkLoss(t *topic, cmd *filled) bool {
 		base = cmd.frames[len(cmd.frames)-1].id
 	}
 	b.breakLog(t, base, why)
+	if len(cmd.frames) == 0 {
+		t.shared.confirmed = cmd.now
+	}
+	return true
+}
+
+// note asks to note in Redis that what is up to where t is was lost, unless it was asked
+// several times in vain: then something else is wrong.
+func (b *broker) note(t *topic) bool {
+	s := t.shared
+	if s.marks++; s.marks > maxFruitless {
+		return false
+	}
+	b.filling(t)
+	b.shared.mark(t.name, t.last)
 	return true
 }
 
@@ -477,7 +509,7 @@ func (b *broker) breakLog(t *topic, base msgID, why Reason) {
 	}
 	log.cause = why
 	t.last = base
-	t.shared.whole = true
+	t.shared.whole, t.shared.marks = true, 0
 	b.see(base)
 	for _, s := range t.subs {
 		if !s.behind {
@@ -746,7 +778,11 @@ func (b *broker) sweepIdle(now time.Time) {
 		t := b.idle[0]
 		b.idle[0] = nil
 		b.idle = b.idle[1:]
-		if len(t.subs) == 0 && !t.isAwaited() && b.topics[t.name] == t {
+		switch {
+		case len(t.subs) > 0 || t.isAwaited() || b.topics[t.name] != t:
+		case t.shared.filling: // another topic of that name would take the answer for its own
+			b.setIdle(t, now)
+		default:
 			t.dropStash()
 			t.state = nil // for sweepHistory, if it has it
 			delete(b.topics, t.name)

@@ -95,6 +95,7 @@ var scenarios = []struct {
 	{"churn", (*bench).churn, true},
 	{"resume", (*bench).resume, true},
 	{"nobody", func(b *bench, _ string) error { return b.nobody() }, false},
+	{"redis", func(b *bench, _ string) error { return b.redis() }, false},
 }
 
 func parse(args []string) (b *bench, out string, err error) {
