@@ -65,7 +65,12 @@ test: test-tools ## all tests, shuffled and with the race detector (TESTFLAGS=â€
 	@set -o pipefail; export $(VERIFY); \
 	if command -v chromium chromium-browser google-chrome >/dev/null; then export PUSHLET_REQUIRE_BROWSER=1; fi; \
 	if command -v redis-server >/dev/null; then export PUSHLET_REQUIRE_REDIS=1; fi; \
-	$(call each,go test $(RACE) -shuffle=on $(TESTFLAGS) ./...) | { grep -v '\[no test files]$$' || true; }
+	$(call each,go test $(RACE) -shuffle=on $$(case $$module in */chaostest) echo -short;; esac) $(TESTFLAGS) ./...) | { grep -v '\[no test files]$$' || true; }
+
+.PHONY: chaos
+chaos: COUNT ?= 1
+chaos: test-tools ## the faults of distributed mode in full, five minutes or more (chaostest/; make test runs it short)
+	cd chaostest && PUSHLET_REQUIRE_REDIS=1 go test $(RACE) -shuffle=on -count=$(COUNT) -timeout 60m $(TESTFLAGS) .
 
 .PHONY: test-tools
 test-tools: ## install what the tests need (as root on Debian), or say what is missing
@@ -97,8 +102,8 @@ stress: ## the tests of broker, client and WebSocket, COUNT=50 times on 1, 2 and
 	set -x; $(VERIFY) go test -race -shuffle=on -count=$(COUNT) -cpu=1,2,4 -timeout 60m -run "^($$tests)$$" .
 
 .PHONY: model
-model: ## the model test with RUNS=1000000 random runs (root module)
-	$(VERIFY) PUSHLET_MODEL_RUNS=$(RUNS) go test -run TestModel -timeout 0 -v .
+model: ## the model tests with RUNS=1000000 random runs each (root module)
+	$(VERIFY) PUSHLET_MODEL_RUNS=$(RUNS) go test -run 'TestModel|TestSharedModel' -timeout 0 -v .
 
 .PHONY: fuzz
 fuzz: ## every fuzz target for FUZZTIME=30s each

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 	"unicode"
 	"unicode/utf8"
 )
@@ -45,6 +46,39 @@ func FuzzCursor(f *testing.F) {
 		for _, p := range c.topics {
 			if _, ok := c.position(p.hash); !ok {
 				t.Errorf("no position for %v in %v", p.hash, c)
+			}
+		}
+	})
+}
+
+// FuzzRedisMessage feeds any text to parseFrame, since others may write to a Redis too. What
+// it accepts must be a message that could have been published.
+func FuzzRedisMessage(f *testing.F) {
+	at := time.UnixMilli(1732000000000)
+	f.Add("1732000000001-1000000000001 1732000000000-1000000000001 " + payloadOf("message", "hello", at))
+	f.Add("1732000000001-1000000000001 1732000000000-1000000000001 !rolled_back")
+	for _, text := range []string{"", " ", "1-1 0-1 ", "1-1 0-1 1 -1 x", "1-1 0-1 1 9 x", "1-1 1-1 1 1 x", "1-1 0-1 1 0 ", "1-1 0-1 !", "1-1 0-1 1 1 \n", "1-01 0-1 1 1 x"} {
+		f.Add(text)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		frame, ok := parseFrame("a", text)
+		if !ok {
+			return
+		}
+		head := frame.id.String() + " " + frame.prev.String() + " "
+		switch {
+		case frame.topic != "a" || !frame.prev.before(frame.id):
+			t.Errorf("frame %+v", frame)
+		case frame.mark != "":
+			if text != head+"!"+string(frame.mark) {
+				t.Errorf("%q became mark %q", text, frame.mark)
+			}
+		case checkEvent(frame.event) != nil || !utf8.ValidString(frame.event) || !utf8.ValidString(frame.data):
+			t.Errorf("event %q, data %q", frame.event, frame.data)
+		default:
+			again, ok := parseFrame("a", head+payloadOf(frame.event, frame.data, frame.at))
+			if !ok || again.event != frame.event || again.data != frame.data || !again.at.Equal(frame.at) {
+				t.Errorf("%q became %+v", text, again)
 			}
 		}
 	})

@@ -43,7 +43,16 @@ func (pb *publisher) init(pt *partition, cfg *config) {
 		n = clusterLanes
 	}
 	for i := range n {
-		pb.lanes = append(pb.lanes, &batchLane{pt: pt, stuck: make(chan struct{}, 1), batch: batch{index: make(map[string]int)}, places: make(map[string]*place), key: fmt.Sprintf("%sw:%s:%d", pt.tag, pt.c.writer, i)})
+		l := &batchLane{
+			pt:     pt,
+			key:    fmt.Sprintf("%sw:%s:%d", pt.tag, pt.c.writer, i),
+			stuck:  make(chan struct{}, 1),
+			free:   make(chan struct{}, 1),
+			batch:  batch{index: make(map[string]int)},
+			places: make(map[string]*place),
+		}
+		l.free <- struct{}{}
+		pb.lanes = append(pb.lanes, l)
 	}
 }
 
@@ -148,15 +157,15 @@ func (c *connector) await(ctx context.Context, m *outgoing) error {
 
 var errTimeout = errors.New("no answer within the time of WithPublishTimeout")
 
-// A batchLane publishes one batch after the other. What follows mu belongs to whoever holds
-// it: as a rule the lane's goroutine; a publisher that finds it free, which saves it waking
-// the goroutine and being woken by it.
+// A batchLane publishes one batch after the other. What follows free belongs to whoever has
+// taken the token from it: as a rule the lane's goroutine; or a publisher that finds it
+// there, which saves waking the goroutine and being woken by it.
 type batchLane struct {
 	pt    *partition
 	key   string        // of its last batch
-	stuck chan struct{} // from a publisher that holds mu: go on with the batch, and release mu
+	stuck chan struct{} // the token, from a publisher whose batch is not through yet: go on with it
 
-	mu      sync.Mutex
+	free    chan struct{} // holds the token
 	batch   batch
 	number  int // of its last batch
 	taken   int // the last that Redis has confirmed
@@ -196,13 +205,13 @@ func (l *batchLane) run() {
 	for {
 		select {
 		case m := <-l.pt.queue:
-			l.mu.Lock() // for a publisher it is held no longer than one attempt takes
+			l.acquire() // a publisher keeps it no longer than one attempt takes
 			l.gather(m)
 			l.send()
-		case <-l.stuck: // and mu with it
+		case <-l.stuck:
 			l.send()
 		case <-verify.C:
-			l.mu.Lock()
+			l.acquire()
 			if l.mayVerify() {
 				l.gather(nil)
 				l.send()
@@ -211,7 +220,16 @@ func (l *batchLane) run() {
 			l.drain()
 			return
 		}
-		l.mu.Unlock()
+		l.free <- struct{}{} // holds one, and there is only one
+	}
+}
+
+// acquire takes the token, and goes on first with a batch that comes with it.
+func (l *batchLane) acquire() {
+	select {
+	case <-l.free:
+	case <-l.stuck:
+		l.send()
 	}
 }
 
@@ -223,18 +241,19 @@ func (l *batchLane) mayVerify() bool {
 // publishNow publishes m, and what else waits, if the lane is free, and reports whether it
 // was. Then m will be answered.
 func (l *batchLane) publishNow(m *outgoing) bool {
-	if !l.mu.TryLock() {
+	select {
+	case <-l.free:
+	default:
 		return false
 	}
-	if l.down || !l.pt.up() { // let the goroutine find out
-		l.mu.Unlock()
-		return false
+	next := l.free
+	defer func() { next <- struct{}{} }() // both hold one, and there is only one
+	if l.down || !l.pt.up() {
+		return false // let the goroutine find out
 	}
 	l.gather(m)
-	if l.try() {
-		l.mu.Unlock()
-	} else {
-		l.stuck <- struct{}{} // holds one, and nobody else can send
+	if !l.try() {
+		next = l.stuck
 	}
 	return true
 }
@@ -245,7 +264,7 @@ func (l *batchLane) drain() {
 		select {
 		case <-l.stuck:
 			l.send()
-			l.mu.Unlock()
+			l.free <- struct{}{}
 		case m := <-l.pt.queue:
 			m.answer(ErrClosed)
 		default:
@@ -348,12 +367,12 @@ func (l *batchLane) try() (over bool) {
 	if err == nil {
 		err = l.attempt(b)
 	}
-	l.down = err != nil
-	if err == nil {
+	if l.down = false; err == nil {
 		return true
 	}
 	what := faultOf(err)
 	if what != faultLasting {
+		l.down = true
 		l.pt.set(&l.pt.answers, false)
 	}
 	b.frozen = b.frozen || what == faultUnknown

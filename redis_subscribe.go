@@ -262,12 +262,15 @@ func parseFrame(topic, message string) (*frame, bool) {
 	length, both, ok2 := strings.Cut(rest, " ")
 	at, err1 := strconv.ParseInt(ms, 10, 64)
 	n, err2 := strconv.Atoi(length)
-	if !ok1 || !ok2 || err1 != nil || err2 != nil || n < 0 || n > len(both) {
+	if !ok1 || !ok2 || err1 != nil || err2 != nil || n < 0 || n > len(both) || at < 0 || at > lastTime {
 		return nil, false
 	}
-	f.at, f.event, f.data = time.UnixMilli(at), both[:n], both[n:]
+	f.at, f.event, f.data = time.UnixMilli(at), validUTF8(both[:n]), validUTF8(both[n:])
 	return f, checkEvent(f.event) == nil
 }
+
+// lastTime is the end of the year 9999, in milliseconds: RFC 3339 goes no further.
+const lastTime = 253402300799999
 
 // manage does what the broker orders, and compares positions, until the end.
 func (pt *partition) manage() {

@@ -1,11 +1,17 @@
 package pushlet_test
 
 import (
+	"bytes"
+	"context"
 	"errors"
 	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -264,5 +270,213 @@ func TestRedisForms(t *testing.T) {
 			receive(back, 200)
 			sites[0].expectPresence(t, "b", 2, map[string]int{"ann": 2})
 		})
+	}
+}
+
+// A counter is a ResponseWriter that only counts the messages of a stream.
+type counter struct {
+	header   http.Header
+	messages *atomic.Int64
+	resumed  *atomic.Int64
+}
+
+func (c *counter) Header() http.Header { return c.header }
+func (c *counter) WriteHeader(int)     {}
+func (c *counter) Flush()              {}
+func (c *counter) Write(b []byte) (int, error) {
+	c.messages.Add(int64(bytes.Count(b, []byte("event: message\n"))))
+	c.resumed.Add(int64(bytes.Count(b, []byte(`"resumed":true`))))
+	return len(b), nil
+}
+
+// TestRedisStorm: when very many clients come back to one instance at once, with different
+// cursors, a topic is read a handful of times.
+func TestRedisStorm(t *testing.T) {
+	const clients, messages = 10_000, 50
+	_, client := standalone(t)
+	first := instances(t, 1, client)[0]
+	st, _, e := first.connect(t, "topic=a", "")
+	cursors := []string{e.id}
+	for _, data := range numbered(0, messages-1) {
+		first.publish(t, "a", data)
+		cursors = append(cursors, st.expectMessages(data).id)
+	}
+
+	second := instances(t, 1, client)[0]
+	before := second.p.Stats().RedisReads
+	ctx, leave := context.WithCancel(t.Context())
+	var got, resumed atomic.Int64
+	want := 0
+	var handlers sync.WaitGroup
+	for i := range clients {
+		at := i % messages // it has not seen the last messages-at
+		want += messages - at
+		r := httptest.NewRequestWithContext(ctx, http.MethodGet, "/events?topic=a", nil)
+		r.Header.Set("Last-Event-ID", cursors[at])
+		handlers.Go(func() { second.p.HandleSSE(&counter{make(http.Header), &got, &resumed}, r) })
+	}
+	eventually(t, "all to have what they missed", func() bool { return got.Load() >= int64(want) })
+	if resumed.Load() != clients {
+		t.Errorf("%d of %d resumed", resumed.Load(), clients)
+	}
+	first.publish(t, "a", "live")
+	eventually(t, "all to be live", func() bool { return got.Load() >= int64(want+clients) })
+	if n := got.Load(); n != int64(want+clients) {
+		t.Errorf("%d messages, want %d", n, want+clients)
+	}
+	if reads := second.p.Stats().RedisReads - before; reads > 5 {
+		t.Errorf("%d reads for one topic", reads)
+	}
+	leave()
+	handlers.Wait()
+}
+
+// TestRedisForgets: keys expire, and what nobody follows is not subscribed to for long.
+func TestRedisForgets(t *testing.T) {
+	server, client := standalone(t)
+	var m members
+	s := instances(t, 1, client, append(m.options(0), pushlet.WithRedisPrefix("my:app"))...)[0]
+	admin := server.Client()
+	st, _, _ := s.connect(t, "topic=a&user=ann", "")
+	s.publish(t, "a", "0")
+	s.publish(t, "b", "0") // nobody follows it
+	check(t, s.p.PublishToAll("", "0"))
+	st.expectMessages("0", "0")
+	m.expect(t, "+a ann")
+
+	keys, err := admin.Keys(t.Context(), "*").Result()
+	check(t, err)
+	for _, key := range keys {
+		if !strings.HasPrefix(key, "my:app{0}:") {
+			t.Errorf("key %q is without the prefix", key)
+		}
+		ttl, err := admin.PTTL(t.Context(), key).Result()
+		check(t, err)
+		if ttl <= 0 && key != "my:app{0}:head" {
+			t.Errorf("key %q does not expire", key)
+		}
+	}
+	if len(keys) < 8 {
+		t.Errorf("only these keys: %q", keys)
+	}
+
+	channels := func() []string {
+		all, err := admin.PubSubChannels(t.Context(), "*").Result()
+		check(t, err)
+		slices.Sort(all)
+		return all
+	}
+	if got, want := channels(), []string{"my:app{0}:control", "my:app{0}:t:*", "my:app{0}:t:a"}; !slices.Equal(got, want) {
+		t.Errorf("channels %q, want %q", got, want)
+	}
+	st.close()
+	eventually(t, "the topic to be unsubscribed", func() bool { return len(channels()) == 2 })
+	eventually(t, "the topic to be forgotten", func() bool { return s.p.Stats().Topics == 0 })
+}
+
+// TestRedisLimits: a stream keeps what history allows, more or less.
+func TestRedisLimits(t *testing.T) {
+	server, client := standalone(t)
+	s := instances(t, 1, client,
+		pushlet.WithHistory(200, 1<<20, time.Hour),
+		pushlet.WithTopicHistory("few/", 3, 1<<20, time.Hour),
+		pushlet.WithTopicHistory("large/", 200, 50_000, time.Hour),
+		pushlet.WithTopicHistory("off/", 0, 0, 0),
+		pushlet.WithTopicHistory("brief/", 200, 1<<20, 100*time.Millisecond))[0]
+	admin := server.Client()
+	length := func(topic string) int64 {
+		n, err := admin.XLen(t.Context(), "pushlet{0}:t:"+topic).Result()
+		check(t, err)
+		return n
+	}
+	var all sync.WaitGroup
+	for range 20 { // at once, so that they go as batches
+		all.Go(func() {
+			for range 100 {
+				for _, topic := range []string{"many", "few/a", "off/a"} {
+					check(t, s.p.Publish(topic, "", "x"))
+				}
+			}
+		})
+	}
+	all.Wait()
+	for range 100 {
+		s.publish(t, "large/a", strings.Repeat("x", 5000))
+	}
+	for topic, most := range map[string]int64{"many": 500, "few/a": 3, "off/a": 1, "large/a": 12} {
+		if n := length(topic); n > most || n < most/4 {
+			t.Errorf("%q has %d messages, want about %d", topic, n, most)
+		}
+	}
+	s.publish(t, "brief/a", numbered(1, 20)...)
+	eventually(t, "old messages to leave", func() bool {
+		time.Sleep(150 * time.Millisecond) // for them to be old
+		s.publish(t, "brief/a", "x")
+		return length("brief/a") < 10
+	})
+}
+
+// TestPublishErrors: the error says whether the message may have been published.
+func TestPublishErrors(t *testing.T) {
+	server, client := standalone(t)
+	s := instances(t, 1, client, pushlet.WithPublishTimeout(300*time.Millisecond), pushlet.WithPublishQueue(10, 100_000))[0]
+	s.publish(t, "a", "0")
+	if err := server.Client().Set(t.Context(), "pushlet{0}:t:wrong", "not a stream", 0).Err(); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.p.Publish("wrong", "", "x"); !errors.Is(err, pushlet.ErrUnavailable) || !strings.Contains(err.Error(), "WRONGTYPE") {
+		t.Errorf("to a key of another kind: %v", err)
+	}
+	s.publish(t, "a", "1") // the next is not held up by it
+
+	server.Pause()
+	canceled := errors.New("enough")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	time.AfterFunc(50*time.Millisecond, func() { cancel(canceled) })
+	if err := s.p.PublishContext(ctx, "a", "", "2"); !errors.Is(err, pushlet.ErrUncertain) || !errors.Is(err, canceled) {
+		t.Errorf("given to Redis: %v, want %v and %v", err, pushlet.ErrUncertain, canceled)
+	}
+	counts := make(map[error]int)
+	var mu sync.Mutex
+	var all sync.WaitGroup
+	for i := range 300 {
+		all.Go(func() {
+			err := s.p.Publish("a", "", strings.Repeat("x", 1000+i))
+			for _, kind := range []error{pushlet.ErrUncertain, pushlet.ErrUnavailable, pushlet.ErrOverloaded} {
+				if errors.Is(err, kind) {
+					mu.Lock()
+					counts[kind]++
+					mu.Unlock()
+					return
+				}
+			}
+			t.Errorf("Publish = %v", err)
+		})
+	}
+	all.Wait()
+	if counts[pushlet.ErrOverloaded] == 0 || counts[pushlet.ErrUnavailable] == 0 {
+		t.Errorf("errors: %v", counts)
+	}
+	server.Continue()
+	s.ready(t)
+	eventually(t, "publishing to go on", func() bool { return s.p.Publish("a", "", "3") == nil })
+}
+
+func TestRedisOptions(t *testing.T) {
+	for name, option := range map[string]pushlet.Option{
+		"ring":       pushlet.WithRedis(redis.NewRing(&redis.RingOptions{})),
+		"nil":        pushlet.WithRedis(nil),
+		"prefix":     pushlet.WithRedisPrefix("a{b}"),
+		"no prefix":  pushlet.WithRedisPrefix(""),
+		"partitions": pushlet.WithRedisPartitions(1025),
+		"acks":       pushlet.WithReplicaAcks(0, time.Second),
+		"no time":    pushlet.WithReplicaAcks(1, 0),
+		"timeout":    pushlet.WithPublishTimeout(0),
+		"queue":      pushlet.WithPublishQueue(0, 1),
+		"grace":      pushlet.WithPresence(-1),
+	} {
+		if err := newPushlet(t, option).Start(); err == nil {
+			t.Errorf("%s: no error", name)
+		}
 	}
 }

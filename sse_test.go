@@ -609,7 +609,7 @@ func TestSSEWithoutTCP(t *testing.T) {
 				srv.Listener.Close()
 				srv.Listener = listener
 			}), withOptions(
-				pushlet.WithWriteTimeout(500*time.Millisecond),
+				pushlet.WithWriteTimeout(2*time.Second),
 				pushlet.WithHooks(pushlet.Hooks{OnDisconnect: func(_ pushlet.Client, why pushlet.Reason) { reasons <- why }}),
 			))
 			s.srv.URL = "http://example.com"
