@@ -65,7 +65,7 @@ test: test-tools ## all tests, shuffled and with the race detector (TESTFLAGS=â€
 	@set -o pipefail; export $(VERIFY); \
 	if command -v chromium chromium-browser google-chrome >/dev/null; then export PUSHLET_REQUIRE_BROWSER=1; fi; \
 	if command -v redis-server >/dev/null; then export PUSHLET_REQUIRE_REDIS=1; fi; \
-	$(call each,go test $(RACE) -shuffle=on $$(case $$module in */chaostest) echo -short;; esac) $(TESTFLAGS) ./...) | { grep -v '\[no test files]$$' || true; }
+	$(call each,go test $(RACE) -shuffle=on $$([ $$module != ./chaostest ] || echo -short) $(TESTFLAGS) ./...) | { grep -v '\[no test files]$$' || true; }
 
 .PHONY: chaos
 chaos: COUNT ?= 1
