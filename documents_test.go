@@ -12,6 +12,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/usual2970/pushlet/internal/redistest"
 )
 
 // The programs in testdata/documents are those of the documents that came before the
@@ -149,6 +151,58 @@ func TestDocumentsRun(t *testing.T) {
 	st2.expectHello()
 	get(t, ctx, "http://"+address+"/send?message=hello")
 	st2.expectMessages("hello")
+}
+
+// TestDocumentsDistributed runs the two programs that share a Redis as they were published,
+// but on other ports: a publish on either reaches the clients of both.
+func TestDocumentsDistributed(t *testing.T) {
+	if testing.Short() {
+		t.Skip("builds and runs two programs")
+	}
+	server := redistest.Start(t)
+	m := newDocumentModule(t)
+	var addresses []string
+	names := []string{"sse_distributed", "dual_distributed"}
+	for _, name := range names {
+		address := fmt.Sprintf("127.0.0.1:%d", redistest.FreePort(t))
+		addresses = append(addresses, address)
+		text := m.program(t, name)
+		for published, here := range map[string]string{`":8080"`: address, `"localhost:6379"`: server.Addr()} {
+			if strings.Count(text, published) != 1 {
+				t.Fatalf("%s: no %s", name, published)
+			}
+			text = strings.Replace(text, published, `"`+here+`"`, 1)
+		}
+		m.write(t, filepath.Join(name, "main.go"), text)
+	}
+	m.goCommand(t, "build", "-o", "bin/", "./...")
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var streams []*stream
+	for i, name := range names {
+		m.start(t, name)
+		eventually(t, "the server listens", func() bool {
+			conn, err := net.Dial("tcp", addresses[i])
+			if err == nil {
+				conn.Close()
+			}
+			return err == nil
+		})
+		body, _ := get(t, ctx, "http://"+addresses[i]+"/events?topic=my-topic")
+		st := &stream{t: t, body: body, limit: limitBy(cancel), close: func() { body.Close() }}
+		defer st.close()
+		st.expectHello()
+		streams = append(streams, st)
+	}
+	for i := range 6 {
+		_, body := get(t, ctx, "http://"+addresses[i%2]+"/send?topic=my-topic&message="+fmt.Sprint(i))
+		if body != "Message sent to all instances" {
+			t.Errorf("/send answers %q", body)
+		}
+	}
+	for _, st := range streams {
+		st.expectMessages(numbered(0, 5)...)
+	}
 }
 
 // start runs a program until the test is over, and returns what it writes.

@@ -143,6 +143,23 @@ func TestRedisPresence(t *testing.T) {
 	sites[2].expectPresence(t, "a", 1, map[string]int{"ann": 1})
 }
 
+// TestRedisPresenceOfTheDead: an instance that says nothing any more has no users.
+func TestRedisPresenceOfTheDead(t *testing.T) {
+	server, client := standalone(t)
+	var m, dead members
+	lives := instances(t, 1, client, m.options(0)...)[0]
+	c := server.Client()
+	dies := newSite(t, withOptions(append(dead.options(time.Hour), pushlet.WithRedis(c))...))
+	dies.ready(t)
+	lives.connect(t, "topic=a&user=ann", "")
+	dies.connect(t, "topic=a&user=ann", "")
+	dies.connect(t, "topic=a&user=bob", "")
+	lives.expectPresence(t, "a", 3, map[string]int{"ann": 2, "bob": 1})
+	check(t, c.Close())
+	m.expect(t, "+a ann", "-a bob")
+	lives.expectPresence(t, "a", 1, map[string]int{"ann": 1})
+}
+
 // TestRedisPresenceFlush: a Redis that knows nothing any more is told again.
 func TestRedisPresenceFlush(t *testing.T) {
 	server, client := standalone(t)
