@@ -124,7 +124,9 @@
 // (shutdown), 1002 (protocol error), 1007 (text that is not UTF-8, corrupt compression),
 // 1008 (too many commands), 1009 (command too large), 1013 (slow consumer, if it reads
 // again in time; else it is cut off).
-// Commands that make no sense are answered with pushlet.error.
+// Commands that make no sense are answered with pushlet.error, and so is a subscribe for which
+// Redis has not answered for 10 seconds; what was subscribed after it goes on, so a client
+// that resumes should rather come back with a new connection.
 //
 // # Life
 //

@@ -310,6 +310,8 @@ type manager struct {
 	fresh   []string // subscribed to, to be compared at once
 	fills   []order
 	rotate  []string // all topics, to be compared in turn
+	urgent  bool     // to compare them all at once: the logs have begun anew
+	lineage uint64   // of the logs, 0 if not known yet
 	renewed time.Time
 }
 
@@ -341,7 +343,15 @@ func (m *manager) round(check bool) error {
 	}
 	m.fills = nil
 	if check {
-		return m.compare(ctx, m.nextToCheck(), false)
+		if err := m.compare(ctx, m.nextToCheck(), false); err != nil {
+			return err
+		}
+	}
+	for m.urgent {
+		if err := m.compare(ctx, m.nextToCheck(), false); err != nil {
+			return err
+		}
+		m.urgent = len(m.rotate) > 0
 	}
 	return nil
 }
@@ -468,6 +478,10 @@ func (m *manager) compare(ctx context.Context, topics []string, fresh bool) erro
 		s.topics[i] = sighted{name: topic, asked: asked[i], held: held == 1, last: id}
 	}
 	pt.c.broker.send(s)
+	if m.lineage != 0 && s.lineage != m.lineage {
+		m.urgent, m.rotate = true, nil
+	}
+	m.lineage = s.lineage
 	return nil
 }
 
