@@ -463,8 +463,10 @@ func TestPublishErrors(t *testing.T) {
 }
 
 func TestRedisOptions(t *testing.T) {
+	ring := redis.NewRing(&redis.RingOptions{})
+	defer ring.Close()
 	for name, option := range map[string]pushlet.Option{
-		"ring":       pushlet.WithRedis(redis.NewRing(&redis.RingOptions{})),
+		"ring":       pushlet.WithRedis(ring),
 		"nil":        pushlet.WithRedis(nil),
 		"prefix":     pushlet.WithRedisPrefix("a{b}"),
 		"no prefix":  pushlet.WithRedisPrefix(""),
