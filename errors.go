@@ -36,7 +36,7 @@ var (
 	// ErrUncertain is wrapped by errors of Publish in distributed mode when the message
 	// was given to Redis but it is not known whether it was taken, or whether as many
 	// replicas have it as WithReplicaAcks asks for. It may have been, or may yet be,
-	// published, once.
+	// published, once. Look for it first: the error may wrap others as well.
 	ErrUncertain = errors.New("pushlet: perhaps published")
 
 	// ErrOverloaded is wrapped by errors of Publish in distributed mode when more

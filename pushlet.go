@@ -155,6 +155,9 @@ func (p *Pushlet) Shutdown(ctx context.Context) error {
 	p.gate.Unlock()
 	switch was {
 	case stateNew:
+		if p.cfg.redis.owned {
+			_ = p.cfg.redis.client.Close()
+		}
 		close(p.stopped)
 	case stateRunning:
 		go p.wind() // ends by closing stopped

@@ -184,8 +184,12 @@ func newConnector(cfg *config, b *broker, k *counters, log Logger) *connector {
 			n = clusterPartitions
 		}
 	}
+	prefix := cfg.redis.prefix
+	if one, ok := c.client.(*redis.Client); ok && one.Options().DB != 0 {
+		prefix += fmt.Sprint("/", one.Options().DB) // all databases share the channels
+	}
 	for i := range n {
-		base := fmt.Sprintf("%s{%d}:", cfg.redis.prefix, i)
+		base := fmt.Sprintf("%s{%d}:", prefix, i)
 		pt := &partition{c: c, tag: base, head: base + "head", control: base + "control", topics: base + "t:", newest: base + "n:"}
 		pt.publisher.init(pt, cfg)
 		pt.subscriber.init()
@@ -250,7 +254,9 @@ func (pt *partition) failed(err error) {
 	if pt.c.cluster != nil && pt.c.ctx.Err() == nil {
 		pt.c.cluster.ReloadState(pt.c.ctx)
 	}
-	pt.c.lastErr.Store(&err)
+	if pt.c.ctx.Err() == nil {
+		pt.c.lastErr.Store(&err)
+	}
 }
 
 // isTransient reports whether an error reply means that a command was not executed, but
@@ -260,6 +266,16 @@ func isTransient(err redis.Error) bool {
 	for _, p := range []string{"LOADING", "READONLY", "CLUSTERDOWN", "TRYAGAIN", "MOVED", "ASK", "MASTERDOWN",
 		"NOREPLICAS", "BUSY", "UNBLOCKED", "ERR max number of clients"} {
 		if strings.HasPrefix(s, p) {
+			return true
+		}
+	}
+	return false
+}
+
+// takesNothing reports whether an error reply means that Redis takes no messages at all.
+func takesNothing(err error) bool {
+	for _, p := range []string{"OOM", "MISCONF", "NOREPLICAS", "READONLY", "LOADING", "CLUSTERDOWN", "MASTERDOWN"} {
+		if redis.HasErrorPrefix(err, p) {
 			return true
 		}
 	}
@@ -324,6 +340,7 @@ func (c *connector) note() {
 		up = up && pt.up()
 	}
 	switch was := c.downSince.Load(); {
+	case c.ctx.Err() != nil: // the end
 	case up && was != 0:
 		c.downSince.Store(0)
 		c.log.Println("redis: connected")

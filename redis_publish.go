@@ -109,7 +109,7 @@ func (c *connector) publish(ctx context.Context, topic, event, data string) erro
 	m.topic, m.message = topic, payload
 	m.state.Store(outWaiting)
 	m.timer.Reset(c.cfg.redis.publishWait) // an outgoing that is not put back takes it along
-	if ctx.Done() == nil && pt.lanes[0].publishNow(m) {
+	if ctx.Done() == nil && c.cfg.redis.publishWait >= redisTimeout+c.cfg.redis.acksTimeout && pt.lanes[0].publishNow(m) {
 		return c.await(ctx, m)
 	}
 	select {
@@ -171,6 +171,7 @@ type batchLane struct {
 	taken   int // the last that Redis has confirmed
 	last    time.Time
 	down    bool   // the last attempt has failed
+	full    bool   // Redis takes no messages
 	lineage string // of the logs, as of the last batch
 	args    []any  // scratch of command, as is sets
 	sets    []historyLimits
@@ -235,7 +236,7 @@ func (l *batchLane) acquire() {
 
 func (l *batchLane) mayVerify() bool {
 	idle := time.Since(l.last)
-	return l.taken > 0 && idle > redisVerify && (idle < rememberTime || len(l.past) > 0)
+	return l.full || l.taken > 0 && idle > redisVerify && (idle < rememberTime || len(l.past) > 0)
 }
 
 // publishNow publishes m, and what else waits, if the lane is free, and reports whether it
@@ -368,10 +369,18 @@ func (l *batchLane) try() (over bool) {
 		err = l.attempt(b)
 	}
 	if l.down = false; err == nil {
+		if l.full {
+			l.full = false
+			l.pt.set(&l.pt.takes, true)
+		}
 		return true
 	}
 	what := faultOf(err)
-	if what != faultLasting {
+	switch {
+	case takesNothing(err):
+		l.full = true
+		l.pt.set(&l.pt.takes, false)
+	case what != faultLasting:
 		l.down = true
 		l.pt.set(&l.pt.answers, false)
 	}
@@ -442,6 +451,10 @@ func (l *batchLane) attempt(b *batch) error {
 		b.answer(nil)
 	case "lost":
 		kept, _ := reply[1].(int64)
+		if kept == 0 && time.Since(l.last) > rememberTime { // it has expired
+			l.taken, l.past, l.forgotten = 0, nil, 0
+			return l.attempt(b)
+		}
 		if err := l.markLost(ctx, client, int(kept)); err != nil {
 			return fmt.Errorf("%w: %w", errNotSent, err)
 		}

@@ -22,6 +22,7 @@ import (
 type subscriber struct {
 	hears   atomic.Bool   // the control channel is subscribed to
 	answers atomic.Bool   // the last command was answered
+	takes   atomic.Bool   // messages are taken
 	wake    chan struct{} // there is something to do for manage; holds one
 
 	mu        sync.Mutex // guards what follows; never held while waiting for anything
@@ -59,6 +60,7 @@ const (
 func (s *subscriber) init() {
 	s.wake = make(chan struct{}, 1)
 	s.followed = make(map[string]struct{})
+	s.takes.Store(true)
 }
 
 func (c *connector) order(kind orderKind, topic string, id msgID) {
@@ -122,8 +124,8 @@ func (pt *partition) listen() (good bool) {
 	for ctx.Err() == nil {
 		got, err := sub.ReceiveTimeout(ctx, redisSilence)
 		if err != nil {
-			pt.set(&pt.hears, false)
 			pt.failed(err)
+			pt.set(&pt.hears, false)
 			// go-redis connects again by itself, and subscribes to all channels, except
 			// where it takes the connection for good.
 			var answer redis.Error
@@ -174,8 +176,8 @@ func (pt *partition) set(what *atomic.Bool, value bool) {
 	}
 }
 
-// up reports whether Redis hears and answers.
-func (pt *partition) up() bool { return pt.hears.Load() && pt.answers.Load() }
+// up reports whether Redis is of use.
+func (pt *partition) up() bool { return pt.hears.Load() && pt.answers.Load() && pt.takes.Load() }
 
 // hangUp ends the subscription, so that receive notices that the connector has ended.
 func (pt *partition) hangUp() {

@@ -157,7 +157,7 @@ func TestEnableDistributedMode(t *testing.T) {
 	}
 	check(t, p.Start())
 	check(t, p.Publish("a", "", "0"))
-	if n, err := server.Client(func(o *redis.Options) { o.DB = 1 }).Exists(t.Context(), "pushlet{0}:t:a").Result(); n != 1 || err != nil {
+	if n, err := server.Client(func(o *redis.Options) { o.DB = 1 }).Exists(t.Context(), "pushlet/1{0}:t:a").Result(); n != 1 || err != nil {
 		t.Errorf("the stream of the topic: %d, %v", n, err)
 	}
 
@@ -180,9 +180,10 @@ func TestEnableDistributedMode(t *testing.T) {
 }
 
 // aclRules is what a Redis user needs, as docs/redis.md has it.
-const aclRules = "~pushlet{* &pushlet{* +@connection +@scripting -script|flush -script|kill +@pubsub " +
+const aclRules = "~pushlet{* &pushlet{* +@connection +@scripting +@pubsub +cluster|slots " +
 	"+get +set +mget +setrange +del +pexpire +xadd +xtrim +xlen +xrange +xrevrange +memory|usage +time +info +wait " +
-	"+hset +hget +hdel +hgetall +hkeys +hincrby +sadd +srem +smembers +zadd +zrem +zrange +zrangebyscore +zscore"
+	"+hset +hget +hdel +hgetall +hkeys +hincrby +sadd +srem +smembers +zadd +zrem +zrange +zrangebyscore " +
+	"-script|flush -script|kill -client|kill -client|pause -client|unpause -function"
 
 // TestRedisForms: every form of Redis does the same.
 func TestRedisForms(t *testing.T) {
@@ -419,7 +420,7 @@ func TestRedisLimits(t *testing.T) {
 // TestPublishErrors: the error says whether the message may have been published.
 func TestPublishErrors(t *testing.T) {
 	server, client := standalone(t)
-	s := instances(t, 1, client, pushlet.WithPublishTimeout(300*time.Millisecond), pushlet.WithPublishQueue(10, 100_000))[0]
+	s := instances(t, 1, client, pushlet.WithPublishTimeout(300*time.Millisecond), pushlet.WithPublishQueue(10, 250_000))[0]
 	s.publish(t, "a", "0")
 	if err := server.Client().Set(t.Context(), "pushlet{0}:t:wrong", "not a stream", 0).Err(); err != nil {
 		t.Fatal(err)
@@ -460,6 +461,38 @@ func TestPublishErrors(t *testing.T) {
 	server.Continue()
 	s.ready(t)
 	eventually(t, "publishing to go on", func() bool { return s.p.Publish("a", "", "3") == nil })
+}
+
+// TestRedisFull: a Redis that takes no messages makes the instance say so, until it does.
+func TestRedisFull(t *testing.T) {
+	server, client := standalone(t)
+	s := instances(t, 1, client)[0]
+	s.publish(t, "a", "0")
+	admin := server.Client()
+	check(t, admin.ConfigSet(t.Context(), "maxmemory", "1").Err())
+	if err := s.p.Publish("a", "", "1"); !errors.Is(err, pushlet.ErrUnavailable) || !strings.Contains(err.Error(), "OOM") {
+		t.Errorf("Publish = %v", err)
+	}
+	if err := s.p.Ready(); !errors.Is(err, pushlet.ErrUnavailable) || !strings.Contains(err.Error(), "OOM") {
+		t.Errorf("Ready = %v", err)
+	}
+	check(t, admin.ConfigSet(t.Context(), "maxmemory", "0").Err())
+	s.ready(t)
+}
+
+// TestRedisDatabases: another database is another application.
+func TestRedisDatabases(t *testing.T) {
+	server, client := standalone(t)
+	a := instances(t, 1, client)[0]
+	b := instances(t, 1, func() redis.UniversalClient {
+		return server.Client(func(o *redis.Options) { o.DB = 1 })
+	})[0]
+	in0, _, _ := a.connect(t, "topic=a", "")
+	in1, _, _ := b.connect(t, "topic=a", "")
+	a.publish(t, "a", "0")
+	b.publish(t, "a", "1")
+	in0.expectMessages("0")
+	in1.expectMessages("1")
 }
 
 func TestRedisOptions(t *testing.T) {

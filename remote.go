@@ -1,6 +1,9 @@
 package pushlet
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // Distributed mode, the broker's part. Each topic is a log that all instances share, in
 // Redis; the topicLog is this instance's memory of its end. What arrives may be doubled,
@@ -79,8 +82,10 @@ type sharedTopic struct {
 	marks     int      // how many were asked for in vain
 	fruitless int      // how many in a row did not make the stash join
 	suspect   msgID    // the topic's position when Redis was seen ahead
+	unheard   int      // how often that was since a message arrived by itself
 	confirmed uint64   // milliseconds, by the clock of Redis, when nothing was after the topic's position
 	parked    []*parked
+	dropped   int       // of them, at most: they were given up
 	idleSince time.Time // without followers
 }
 
@@ -125,17 +130,20 @@ func (b *broker) byName(name string) *topic {
 // arrive takes a message from Redis.
 func (b *broker) arrive(f *frame) {
 	t := b.byName(f.topic)
+	if t != nil {
+		t.shared.unheard = 0
+	}
 	switch {
 	case t == nil: // nobody follows it any more
 		f.release()
 	case t.shared.open && len(t.shared.stash) == 0 && t.joins(f):
 		b.accept(t, f)
-	case t.shared.open && t.isPast(f):
+	case t.shared.open && b.isPast(t, f):
 		f.release()
 	default:
 		b.setAside(t, f)
 		if t.shared.open {
-			b.fill(t, t.last)
+			b.fill(t, f.id)
 		}
 	}
 }
@@ -169,9 +177,11 @@ func (t *topic) find(id msgID) *frame {
 
 // isPast reports whether f is from before where t is: one that came twice, or that was
 // published before the topic was opened. If it is neither, because Redis has gone back and
-// its clock is behind, the next sighting shows it.
-func (t *topic) isPast(f *frame) bool {
-	return !t.last.before(f.id) && f.id.lineage() == t.last.lineage()
+// its clock is behind, the next sighting shows it. Before a topic without messages there are
+// none but what has expired: else the clock is behind.
+func (b *broker) isPast(t *topic, f *frame) bool {
+	return !t.last.before(f.id) && f.id.lineage() == t.last.lineage() &&
+		(!t.last.isFloor() || f.id.ms+b.logTTL() < t.last.ms)
 }
 
 // accept gives a message that joins its place, and fans it out.
@@ -219,13 +229,28 @@ func (b *broker) unstash(t *topic) {
 		switch {
 		case t.joins(f):
 			b.accept(t, f)
-		case t.isPast(f):
+		case b.isPast(t, f):
 			f.release()
 		default:
 			return
 		}
 		t.shift()
 	}
+}
+
+// purge drops what was set aside of another lineage, and reports whether there was any.
+func (t *topic) purge(lineage uint64) bool {
+	s := t.shared
+	had := len(s.stash)
+	s.stash = slices.DeleteFunc(s.stash, func(f *frame) bool {
+		other := f.id.lineage() != lineage
+		if other {
+			s.bytes -= f.size()
+			f.release()
+		}
+		return other
+	})
+	return len(s.stash) < had
 }
 
 // shift takes the first message off the stash.
@@ -310,12 +335,16 @@ func (b *broker) compare(t *topic, seen sighted, at msgID, cmd *sighting) {
 			t.last, s.confirmed = at, cmd.now
 			b.see(at)
 		}
-	case cmd.fresh || !seen.held || at.lineage() != t.last.lineage():
-		b.fill(t, t.last)
-	case s.suspect == t.last:
-		b.shared.stale(t.name)
-		b.fill(t, t.last)
+	case cmd.fresh:
+		s.unheard = 0
+		b.fill(t, at)
 	default:
+		if s.unheard++; s.unheard > 1 {
+			b.shared.stale(t.name)
+		}
+		if s.suspect == t.last || !seen.held || at.lineage() != t.last.lineage() {
+			b.fill(t, at)
+		}
 		s.suspect = t.last
 	}
 }
@@ -342,7 +371,15 @@ func (b *broker) filled(cmd *filled) {
 	s := t.shared
 	s.filling = false
 	s.whole = s.whole || cmd.from.isZero()
-	was := t.last
+	was, marks := t.last, s.marks
+	if t.purge(cmd.lineage) {
+		s.again, s.reach = true, t.last // the answer may be the older one
+	}
+	if cmd.lineage != t.last.lineage() && !cmd.from.isZero() {
+		b.filling(t) // IDs of different lineages are in no order: read it all
+		b.shared.fill(t.name, msgID{})
+		return
+	}
 	b.prepend(t, cmd.frames)
 	if t.last == s.asked && !b.checkLoss(t, cmd) {
 		return // it has asked for a mark
@@ -362,6 +399,9 @@ func (b *broker) filled(cmd *filled) {
 			}
 			b.accept(t, f)
 		}
+	}
+	if s.marks == marks {
+		s.marks = 0
 	}
 	b.unstash(t)
 	if len(s.stash) == 0 || t.last != was {
@@ -421,7 +461,9 @@ func (b *broker) prepend(t *topic, frames []*frame) {
 			return // it was trimmed between two reads
 		}
 	}
-	b.stateOf(t).log.prepend(frames[:n])
+	log := &b.stateOf(t).log
+	log.prepend(frames[:n])
+	log.expire(b.now) // Redis keeps them a little longer
 }
 
 // checkLoss finds out whether what Redis has goes on from where t is, and if not begins
@@ -441,7 +483,17 @@ func (b *broker) checkLoss(t *topic, cmd *filled) bool {
 		return true
 	case len(newer) > 0 && t.joins(newer[0]):
 		return true
-	case older > 0 && !at.isFloor():
+	case older > 0 && at.isFloor(): // published since, by a clock that is behind
+		switch first := cmd.frames[0]; {
+		case !first.prev.isFloor():
+			b.breakLog(t, first.prev, gapTrimmed)
+		case t.state != nil && t.state.log.len() > 0:
+			b.breakLog(t, first.prev, gapExpired)
+		default:
+			t.last = first.prev // nothing is missing: it was empty
+		}
+		return true
+	case older > 0:
 		why = gapRolledBack
 	case len(newer) > 0:
 		why = t.gapBefore(newer[0])
@@ -667,7 +719,7 @@ func (b *broker) mayReach(n *need) bool {
 // unpark lets those go on who need not wait any more.
 func (b *broker) unpark(t *topic) {
 	list := t.shared.parked
-	t.shared.parked = nil
+	t.shared.parked, t.shared.dropped = nil, 0
 	for i, p := range list {
 		list[i] = nil
 		switch {
@@ -719,6 +771,7 @@ func (b *broker) drop(p *parked, now time.Time) {
 	b.forgetParked(p)
 	p.cmd = nil // for unpark
 	for _, n := range p.needs {
+		n.topic.shared.compact()
 		if n.topic != b.all && len(n.topic.subs) == 0 {
 			b.setIdle(n.topic, now)
 		}
@@ -763,6 +816,15 @@ func (b *broker) sweepParked(now time.Time) {
 			}
 			list = b.waiting[c]
 		}
+	}
+}
+
+// compact takes commands that were given up off the list, when these are many: while Redis
+// is away nobody else does.
+func (s *sharedTopic) compact() {
+	if s.dropped++; s.dropped > len(s.parked)/2 {
+		s.parked = slices.DeleteFunc(s.parked, func(p *parked) bool { return p.cmd == nil })
+		s.dropped = 0
 	}
 }
 
