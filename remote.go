@@ -424,7 +424,18 @@ func (b *broker) filled(cmd *filled) {
 
 // giveUp stops looking for what is missing before the stash.
 func (b *broker) giveUp(t *topic) {
-	f := t.shared.stash[0]
+	s := t.shared
+	gone := false // messages that are not in Redis any more, and were before what is
+	for len(s.stash) > 0 && !t.last.before(s.stash[0].id) {
+		s.stash[0].release()
+		t.shift()
+		gone = true
+	}
+	if gone {
+		b.unstash(t)
+		return
+	}
+	f := s.stash[0]
 	base := f.prev
 	if f.mark != "" {
 		base = f.id
