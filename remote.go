@@ -93,7 +93,7 @@ const (
 	// maxStash bounds what is set aside for one topic. More is read from Redis.
 	maxStashMessages = 1024
 	maxStashBytes    = 1 << 20
-	// maxFruitless is after how many fills that do not help the link is given up.
+	// maxFruitless is after how many fills that do not help something else must be wrong.
 	maxFruitless = 3
 	// followLinger is how long a topic is kept that nobody follows any more.
 	followLinger = 10 * time.Second
@@ -407,7 +407,9 @@ func (b *broker) filled(cmd *filled) {
 	if len(s.stash) == 0 || t.last != was {
 		s.fruitless = 0
 	} else if s.fruitless++; s.fruitless >= maxFruitless {
-		b.giveUp(t)
+		// What has arrived is not in Redis: it comes from another, such as an old master.
+		t.dropStash()
+		b.shared.stale(t.name)
 		s.fruitless = 0
 	}
 	b.unpark(t)
@@ -420,29 +422,6 @@ func (b *broker) filled(cmd *filled) {
 	case len(s.stash) > 0:
 		b.fill(t, t.last)
 	}
-}
-
-// giveUp stops looking for what is missing before the stash.
-func (b *broker) giveUp(t *topic) {
-	s := t.shared
-	gone := false // messages that are not in Redis any more, and were before what is
-	for len(s.stash) > 0 && !t.last.before(s.stash[0].id) {
-		s.stash[0].release()
-		t.shift()
-		gone = true
-	}
-	if gone {
-		b.unstash(t)
-		return
-	}
-	f := s.stash[0]
-	base := f.prev
-	if f.mark != "" {
-		base = f.id
-		t.shift()
-	}
-	b.breakLog(t, base, t.gapBefore(f))
-	b.unstash(t)
 }
 
 // prepend puts older messages before those in memory, if the links join.

@@ -301,9 +301,9 @@ func (w *world) publish(in instance, topic string, size int, limit time.Duration
 	return *m
 }
 
-// settle waits until all is well again, publishes a last message to each topic through each
-// instance, and waits until every client has them and has got, or been told of the loss of,
-// all before.
+// settle waits until all is well again, publishes to each topic through each instance, and
+// waits until every client has the last message of each, and has got, or been told of the
+// loss of, all before.
 func (w *world) settle() {
 	w.t.Helper()
 	close(w.calm)
@@ -311,13 +311,14 @@ func (w *world) settle() {
 	load := w.published(0, w.since()).published
 	var last []message
 	for _, topic := range append(slices.Clone(w.names), everybody) {
+		var m message
 		for _, in := range w.instances {
 			w.eventually("a message to "+topic+" through "+in.name()+" is acknowledged", func() bool {
-				m := w.publish(in, topic, 0, 5*time.Second)
-				last = append(last, m)
+				m = w.publish(in, topic, 0, 5*time.Second)
 				return m.outcome == acked || w.unacked && m.outcome == uncertain
 			})
 		}
+		last = append(last, m)
 	}
 	// A little longer than it needs, for what comes late and should not.
 	after := lasts(300*time.Millisecond, 3*time.Second)
@@ -327,9 +328,7 @@ func (w *world) settle() {
 		h := w.history()
 		found = h.check()
 		for _, m := range last {
-			if m.outcome == acked || w.unacked {
-				found = append(found, h.lacking(m)...)
-			}
+			found = append(found, h.lacking(m)...)
 		}
 		if len(found) == 0 && good.IsZero() {
 			good = time.Now()
