@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -22,6 +23,7 @@ import (
 type publisher struct {
 	queue   chan *outgoing
 	waiting atomic.Int64 // bytes of the messages that wait
+	active  atomic.Int64 // publishers that wait
 	lanes   []*batchLane
 }
 
@@ -104,12 +106,14 @@ func (c *connector) publish(ctx context.Context, topic, event, data string) erro
 		return fmt.Errorf("%w: over %d bytes", ErrOverloaded, c.cfg.redis.queueBytes)
 	}
 	defer pt.waiting.Add(-size)
+	alone := pt.active.Add(1) == 1
+	defer pt.active.Add(-1)
 
 	m := outgoingPool.Get().(*outgoing)
 	m.topic, m.message = topic, payload
 	m.state.Store(outWaiting)
 	m.timer.Reset(c.cfg.redis.publishWait) // an outgoing that is not put back takes it along
-	if ctx.Done() == nil && c.cfg.redis.publishWait >= redisTimeout+c.cfg.redis.acksTimeout && pt.lanes[0].publishNow(m) {
+	if alone && ctx.Done() == nil && c.cfg.redis.publishWait >= redisTimeout+c.cfg.redis.acksTimeout && pt.lanes[0].publishNow(m) {
 		return c.await(ctx, m)
 	}
 	select {
@@ -206,6 +210,9 @@ func (l *batchLane) run() {
 	for {
 		select {
 		case m := <-l.pt.queue:
+			if l.pt.active.Load() > 1 {
+				runtime.Gosched() // others are about to publish: one batch is cheaper than two
+			}
 			l.acquire() // a publisher keeps it no longer than one attempt takes
 			l.gather(m)
 			l.send()

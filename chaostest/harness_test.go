@@ -83,14 +83,14 @@ type world struct {
 	calm   chan struct{} // closed: no more cuts
 	stop   func()
 
-	faultBegun, faultEnded time.Duration
-
-	mu       sync.Mutex
-	messages []message // by number
-	broken   []violation
-	logged   []string
-	unready  map[string]time.Duration // how long each instance was not, while the fault lasted
-	cut      int
+	mu         sync.Mutex
+	faultBegun time.Duration // and faultEnded: set by the test's goroutine
+	faultEnded time.Duration
+	messages   []message // by number
+	broken     []violation
+	logged     []string
+	unready    map[string]time.Duration // how long each instance was not, while the fault lasted
+	cut        int
 }
 
 // newWorld starts the instances and waits until they are ready. All ends with the test.
@@ -152,6 +152,7 @@ func lasts(short, long time.Duration) time.Duration {
 func (w *world) run(fault func()) {
 	w.t.Helper()
 	w.follow()
+	w.work.Go(w.watch)
 	var publishers sync.WaitGroup
 	defer publishers.Wait()
 	publishing, stopPublishing := context.WithCancel(w.ctx)
@@ -167,14 +168,13 @@ func (w *world) run(fault func()) {
 	}
 	time.Sleep(lasts(300*time.Millisecond, time.Second))
 
+	w.mu.Lock()
 	w.faultBegun = w.since()
-	watching, stopWatching := context.WithCancel(w.ctx)
-	var watch sync.WaitGroup
-	watch.Go(func() { w.watch(watching) })
+	w.mu.Unlock()
 	fault()
+	w.mu.Lock()
 	w.faultEnded = w.since()
-	stopWatching()
-	watch.Wait()
+	w.mu.Unlock()
 
 	time.Sleep(lasts(500*time.Millisecond, 2*time.Second))
 	stopPublishing()
@@ -208,18 +208,27 @@ func (w *world) follow() {
 	}
 }
 
-// watch notes which instances are ready.
-func (w *world) watch(ctx context.Context) {
+// watch notes which instances are ready while the fault lasts, and whether the machine
+// stands still, which explains much else.
+func (w *world) watch() {
 	const step = 20 * time.Millisecond
-	for ctx.Err() == nil {
+	for w.ctx.Err() == nil {
+		began := time.Now()
+		pause(w.ctx, step)
+		took := time.Since(began)
+		w.mu.Lock()
+		faulty := w.faultBegun > 0 && w.faultEnded == 0
+		if took > 3*time.Second {
+			w.logged = append(w.logged, fmt.Sprintf("%.3f the machine has stood still for %v", w.since().Seconds(), took))
+		}
+		w.mu.Unlock()
 		for _, in := range w.instances {
-			if _, ok := in.(*local); ok && in.ready() != nil {
+			if _, ok := in.(*local); ok && faulty && in.ready() != nil {
 				w.mu.Lock()
 				w.unready[in.name()] += step
 				w.mu.Unlock()
 			}
 		}
-		pause(ctx, step)
 	}
 }
 
