@@ -43,7 +43,7 @@ const modelShards = 4
 // eachSeed calls run for as many seeds as the environment asks for, in a few goroutines,
 // or for the one that it names.
 func eachSeed(t *testing.T, run func(t *testing.T, shard int, seed uint64) fmt.Stringer) (runs int) {
-	runs = 10_000
+	runs = 5_000
 	if s := os.Getenv("PUSHLET_MODEL_RUNS"); s != "" {
 		var err error
 		if runs, err = strconv.Atoi(s); err != nil {

@@ -124,6 +124,7 @@ func TestIdentity(t *testing.T) {
 // TestRedisPresence: joins and leaves are told once over all instances, and the users of
 // an instance that does not live any more have left.
 func TestRedisPresence(t *testing.T) {
+	t.Parallel()
 	_, client := standalone(t)
 	var m members
 	sites := instances(t, 3, client, m.options(0)...)
@@ -145,6 +146,7 @@ func TestRedisPresence(t *testing.T) {
 
 // TestRedisPresenceOfTheDead: an instance that says nothing any more has no users.
 func TestRedisPresenceOfTheDead(t *testing.T) {
+	t.Parallel()
 	server, client := standalone(t)
 	var m, dead members
 	lives := instances(t, 1, client, m.options(0)...)[0]
@@ -162,6 +164,7 @@ func TestRedisPresenceOfTheDead(t *testing.T) {
 
 // TestRedisPresenceFlush: a Redis that knows nothing any more is told again.
 func TestRedisPresenceFlush(t *testing.T) {
+	t.Parallel()
 	server, client := standalone(t)
 	var m members
 	sites := instances(t, 2, client, m.options(0)...)

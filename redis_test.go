@@ -187,6 +187,7 @@ const aclRules = "~pushlet{* &pushlet{* +@connection +@scripting +@pubsub +clust
 
 // TestRedisForms: every form of Redis does the same.
 func TestRedisForms(t *testing.T) {
+	t.Parallel()
 	forms := map[string]func(t *testing.T) (client func() redis.UniversalClient, options []pushlet.Option){
 		"acl user": func(t *testing.T) (func() redis.UniversalClient, []pushlet.Option) {
 			server := redistest.Start(t, redistest.ACLUser("pushlet", "secret", aclRules))
@@ -334,6 +335,7 @@ func TestRedisStorm(t *testing.T) {
 
 // TestRedisForgets: keys expire, and what nobody follows is not subscribed to for long.
 func TestRedisForgets(t *testing.T) {
+	t.Parallel()
 	server, client := standalone(t)
 	var m members
 	s := instances(t, 1, client, append(m.options(0), pushlet.WithRedisPrefix("my:app"))...)[0]
@@ -377,6 +379,7 @@ func TestRedisForgets(t *testing.T) {
 
 // TestRedisLimits: a stream keeps what history allows, more or less.
 func TestRedisLimits(t *testing.T) {
+	t.Parallel()
 	server, client := standalone(t)
 	s := instances(t, 1, client,
 		pushlet.WithHistory(200, 1<<20, time.Hour),
@@ -419,6 +422,7 @@ func TestRedisLimits(t *testing.T) {
 
 // TestPublishErrors: the error says whether the message may have been published.
 func TestPublishErrors(t *testing.T) {
+	t.Parallel()
 	server, client := standalone(t)
 	s := instances(t, 1, client, pushlet.WithPublishTimeout(300*time.Millisecond), pushlet.WithPublishQueue(10, 250_000))[0]
 	s.publish(t, "a", "0")
@@ -465,6 +469,7 @@ func TestPublishErrors(t *testing.T) {
 
 // TestRedisFull: a Redis that takes no messages makes the instance say so, until it does.
 func TestRedisFull(t *testing.T) {
+	t.Parallel()
 	server, client := standalone(t)
 	s := instances(t, 1, client)[0]
 	s.publish(t, "a", "0")
@@ -482,6 +487,7 @@ func TestRedisFull(t *testing.T) {
 
 // TestRedisDatabases: another database is another application.
 func TestRedisDatabases(t *testing.T) {
+	t.Parallel()
 	server, client := standalone(t)
 	a := instances(t, 1, client)[0]
 	b := instances(t, 1, func() redis.UniversalClient {
