@@ -43,6 +43,8 @@ func TestChecker(t *testing.T) {
 		"gap where it belongs":           {clients: []string{"f 1 2 3", "f 1 ! 3"}},
 		"gap at the beginning":           {clients: []string{"f 1 2 3", "f ! 3"}},
 		"gap at the end":                 {clients: []string{"f 1 2 3", "f 1 !@9"}},
+		"gap before it was published":    {clients: []string{"f 1 2 3", "f 1 !@1.5"}, want: "lacks message"},
+		"gap in its place, then back":    {clients: []string{"ws f 1 2 3 5 !@6 7", "ws f 1 4 ! 5 ! 1 4 !@6 7", "ws f 1 4 !@6 7"}},
 		"gap too late":                   {clients: []string{"f 1 2 3", "f 1 3 !"}, want: "lacks message 2"},
 		"gap too early":                  {clients: []string{"f 1 2 3 4", "f 1 ! 2 4"}, want: "lacks message 3"},
 		"gap, but from before it":        {clients: []string{"f 1 2 3 4", "f 1 2 ! 1 2 4"}, want: "lacks message 3"},
@@ -94,14 +96,15 @@ func TestChecker(t *testing.T) {
 }
 
 // told makes a view of a text: f is when the client follows topic a, a number a message, !
-// a gap, with its reason if that is not "lost". @ and seconds are the time, if it is not
-// soon after what was before. The IDs are the numbers, or stand after =, if the text
-// begins with ws.
+// a gap, with its reason if that is not "lost". A message comes soon after it was published,
+// a gap just before the message after it; or else @ and seconds are the time. The IDs are
+// the numbers, or stand after =, if the text begins with ws.
 func told(text string) view {
 	v := view{topics: []string{"a"}}
 	at := 0.0
 	withIDs := false
-	for _, word := range strings.Fields(text) {
+	words := strings.Fields(text)
+	for i, word := range words {
 		if word == "ws" {
 			withIDs = true
 			continue
@@ -113,6 +116,12 @@ func told(text string) view {
 			r.kind = joined
 		case '!':
 			r.kind, r.note = gap, "lost"
+			for _, next := range words[i:] {
+				if n, err := strconv.Atoi(next[:1]); err == nil {
+					at = max(at, float64(n)-0.05)
+					break
+				}
+			}
 			if word != "!" {
 				r.note = word[1:]
 			}

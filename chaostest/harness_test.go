@@ -13,6 +13,7 @@ import (
 	"hash/fnv"
 	"io"
 	"maps"
+	"math"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -90,6 +91,8 @@ type world struct {
 	broken     []violation
 	logged     []string
 	unready    map[string]time.Duration // how long each instance was not, while the fault lasted
+	ticked     time.Duration            // when watch last did something
+	stalls     []pastStall
 	cut        int
 }
 
@@ -122,6 +125,8 @@ func newWorld(t *testing.T, s settings) *world {
 	for i := range w.settings.instances {
 		w.instances = append(w.instances, w.start(w, i))
 	}
+	w.ticked = w.since()
+	w.work.Go(w.watch)
 	w.ready()
 	return w
 }
@@ -152,7 +157,6 @@ func lasts(short, long time.Duration) time.Duration {
 func (w *world) run(fault func()) {
 	w.t.Helper()
 	w.follow()
-	w.work.Go(w.watch)
 	var publishers sync.WaitGroup
 	defer publishers.Wait()
 	publishing, stopPublishing := context.WithCancel(w.ctx)
@@ -208,19 +212,20 @@ func (w *world) follow() {
 	}
 }
 
-// watch notes which instances are ready while the fault lasts, and whether the machine
-// stands still, which explains much else.
+// watch notes which instances are ready while the fault lasts, and when the machine, a
+// virtual one perhaps, has stood still: then nobody can be blamed for being late.
 func (w *world) watch() {
 	const step = 20 * time.Millisecond
 	for w.ctx.Err() == nil {
-		began := time.Now()
 		pause(w.ctx, step)
-		took := time.Since(began)
 		w.mu.Lock()
-		faulty := w.faultBegun > 0 && w.faultEnded == 0
-		if took > 3*time.Second {
-			w.logged = append(w.logged, fmt.Sprintf("%.3f the machine has stood still for %v", w.since().Seconds(), took))
+		now := w.since()
+		if d := now - w.ticked; d > stall {
+			w.stalls = append(w.stalls, pastStall{now, d})
+			w.logged = append(w.logged, fmt.Sprintf("%.3f the machine has stood still for %v", now.Seconds(), d))
 		}
+		w.ticked = now
+		faulty := w.faultBegun > 0 && w.faultEnded == 0
 		w.mu.Unlock()
 		for _, in := range w.instances {
 			if _, ok := in.(*local); ok && faulty && in.ready() != nil {
@@ -230,6 +235,24 @@ func (w *world) watch() {
 			}
 		}
 	}
+}
+
+// stall is for how long nothing runs before the machine is said to have stood still.
+const stall = 3 * time.Second
+
+type pastStall struct{ until, lasted time.Duration }
+
+// stoodStill is for how long the machine has stood still since a time. The caller holds mu.
+func (w *world) stoodStill(from time.Duration) (sum time.Duration) {
+	for _, s := range w.stalls {
+		if s.until > from {
+			sum += s.lasted
+		}
+	}
+	if d := w.since() - w.ticked; d > stall {
+		sum += d // watch has yet to see it
+	}
+	return sum
 }
 
 // cutAll cuts connections of clients at random.
@@ -304,7 +327,7 @@ func (w *world) publish(in instance, topic string, size int, limit time.Duration
 			w.broken = append(w.broken, violation{text: fmt.Sprintf("Publish says neither that the message was published nor that it was not, or both: %v", m)})
 		}
 	}
-	if took := m.ended - m.begun; took > limit+late {
+	if took := m.ended - m.begun; took > limit+late+w.stoodStill(m.begun) {
 		w.broken = append(w.broken, violation{text: fmt.Sprintf("Publish took %v with a context of %v: %v", took, limit, m)})
 	}
 	return *m
@@ -530,8 +553,11 @@ func (w *world) ready() {
 // eventually waits until ok returns true.
 func (w *world) eventually(what string, ok func() bool) {
 	w.t.Helper()
-	for deadline := time.Now().Add(patience); !ok(); time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(deadline) {
+	for begin := w.since(); !ok(); time.Sleep(10 * time.Millisecond) {
+		w.mu.Lock()
+		took := w.since() - begin - w.stoodStill(begin)
+		w.mu.Unlock()
+		if took > patience {
 			w.report([]violation{{text: fmt.Sprintf("not within %v: %s\n%s", patience, what, w.history().tails())}})
 			w.t.FailNow()
 		}
@@ -855,10 +881,17 @@ func (c *client) hangUp(conn net.Conn) {
 // failed says why a connection has ended, and complains if it was silent.
 func (c *client) failed(err error) string {
 	var timeout net.Error
-	if errors.As(err, &timeout) && timeout.Timeout() {
+	if errors.As(err, &timeout) && timeout.Timeout() && !c.w.excused(silent) {
 		c.complain("nothing came for %v, not even a heartbeat", silent)
 	}
 	return err.Error()
+}
+
+// excused reports whether the machine has stood still of late.
+func (w *world) excused(of time.Duration) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.stoodStill(w.since()-of-stall) > 0
 }
 
 func (c *client) beat() {
@@ -1289,44 +1322,41 @@ type thread struct {
 	has    map[int]bool  // messages
 	first  map[entry]int // of each entry the place in items
 	last   map[entry]int
-	gaps   []int           // places in items
-	runs   [][]entry       // between gaps
-	index  []map[entry]int // of each run, where the entries are in it
+	gaps   []int             // places in items
+	runs   [][]entry         // between gaps
+	places map[entry][]place // where an entry is in runs
 }
 
+// A place is one in a run of a thread.
+type place struct{ run, at int }
+
 func (h *history) thread(v *view, topic string) *thread {
-	th := &thread{view: v, joined: -1, has: map[int]bool{}, first: map[entry]int{}, last: map[entry]int{}}
+	th := &thread{view: v, joined: -1, has: map[int]bool{}, first: map[entry]int{}, last: map[entry]int{}, places: map[entry][]place{}}
 	var run []entry
-	end := func() {
-		at := make(map[entry]int, len(run))
-		for i, e := range run {
-			at[e] = i
-		}
-		th.runs, th.index, run = append(th.runs, run), append(th.index, at), nil
-	}
 	for i, r := range v.log {
 		if r.topic != topic {
 			continue
 		}
-		switch place := len(th.items); r.kind {
+		switch r.kind {
 		case joined:
 			th.joined = r.at
 		case gap:
-			th.gaps = append(th.gaps, place)
+			th.gaps = append(th.gaps, len(th.items))
 			th.items = append(th.items, i)
-			end()
+			th.runs, run = append(th.runs, run), nil
 		case got:
 			e := entry{r.n, r.id}
 			if _, seen := th.first[e]; !seen {
-				th.first[e] = place
+				th.first[e] = len(th.items)
 			}
-			th.last[e] = place
+			th.last[e] = len(th.items)
 			th.has[r.n] = true
+			th.places[e] = append(th.places[e], place{len(th.runs), len(run)})
 			th.items = append(th.items, i)
 			run = append(run, e)
 		}
 	}
-	end()
+	th.runs = append(th.runs, run)
 	return th
 }
 
@@ -1369,10 +1399,11 @@ func (h *history) check() (found []violation) {
 				found = append(found, checkPair(th, other)...)
 			}
 		}
+		spans := make(commons)
 		for _, m := range h.messages {
 			if m.topic == topic {
 				for _, th := range threads {
-					found = append(found, h.checkLoss(m, th, threads, ids[m.n])...)
+					found = append(found, h.checkLoss(m, th, threads, ids[m.n], spans)...)
 				}
 			}
 		}
@@ -1470,96 +1501,133 @@ func (h *history) checkRuns(th *thread) (found []violation) {
 // told of a gap between.
 func checkPair(a, b *thread) (found []violation) {
 	for _, run := range a.runs {
-		for _, at := range b.index {
-			var last entry
-			lastAt := -1
-			for _, e := range run {
-				place, ok := at[e]
-				if ok && place < lastAt {
-					found = append(found, violation{text: fmt.Sprintf("%s got #%d before #%d, %s the other way round\n%s\n%s", a.view.name, last.n, e.n, b.view.name,
+		newest := make(map[int]place) // by run of b: what came last there, and its place in run
+		for i, e := range run {
+			for _, p := range b.places[e] {
+				last, ok := newest[p.run]
+				if ok && p.at < last.at {
+					found = append(found, violation{text: fmt.Sprintf("%s got #%d before #%d, %s the other way round\n%s\n%s", a.view.name, run[last.run].n, e.n, b.view.name,
 						a.view.around(a.at(a.last[e])), b.view.around(b.at(b.last[e])))})
-					break
 				}
-				if ok {
-					last, lastAt = e, place
-				}
+				newest[p.run] = place{i, p.at}
 			}
 		}
 	}
 	return found
 }
 
-// checkLoss complains if a client lacks a message that it should have got, and was not
-// told of a gap where the message should have been.
-func (h *history) checkLoss(m message, th *thread, threads []*thread, ids []string) (found []violation) {
-	if th.has[m.n] || th.joined < 0 || m.begun <= th.joined || m.outcome != acked && !h.whole {
-		return nil
-	}
-	if len(ids) > 0 {
-		for _, id := range ids {
-			found = append(found, checkEntryLoss(m, entry{m.n, id}, th, threads)...)
+// A span is between which places of one run another run has something of it, too.
+type span struct{ from, to int }
+
+// common returns the spans of the runs of b, for each run of a. Where there is nothing in
+// common from is more than to.
+func common(a, b *thread) [][]span {
+	spans := make([][]span, len(a.runs))
+	for i, run := range a.runs {
+		spans[i] = make([]span, len(b.runs))
+		for r := range spans[i] {
+			spans[i][r] = span{math.MaxInt, -1}
 		}
-		return found
+		for _, e := range run {
+			for _, p := range b.places[e] {
+				s := &spans[i][p.run]
+				s.from, s.to = min(s.from, p.at), max(s.to, p.at)
+			}
+		}
 	}
-	if m.outcome != acked {
-		return nil
-	}
-	since := slices.IndexFunc(th.items, func(at int) bool { return th.view.log[at].at >= m.begun })
-	if since < 0 {
-		since = len(th.items)
-	}
-	if th.gapBetween(since-1, len(th.items)) {
-		return nil
-	}
-	text := fmt.Sprintf("%s lacks %v\n  which nobody got; it was not told of a gap since", th.view.name, m)
-	if since > 0 {
-		text += "\n" + th.view.around(th.at(since-1))
-	}
-	return []violation{{text: text, curable: true}}
+	return spans
 }
 
-// checkEntryLoss is checkLoss for a message that others got with that ID.
-func checkEntryLoss(m message, e entry, th *thread, threads []*thread) []violation {
-	// It belongs after lo and before hi: next to it others got what this client got there.
-	lo, hi := -1, len(th.items)
+// commons is common, and remembers it.
+type commons map[[2]*thread][][]span
+
+func (c commons) of(a, b *thread) [][]span {
+	spans, ok := c[[2]*thread{a, b}]
+	if !ok {
+		spans = common(a, b)
+		c[[2]*thread{a, b}] = spans
+	}
+	return spans
+}
+
+// checkLoss complains if a client lacks a message that it should have got, and passed the
+// place of it without being told of a gap there.
+func (h *history) checkLoss(m message, th *thread, threads []*thread, ids []string, spans commons) (found []violation) {
+	switch {
+	case th.has[m.n] || th.joined < 0 || m.begun <= th.joined:
+		return nil
+	case m.outcome != acked && !(h.whole && len(ids) > 0): // where nothing is lost, all get what one gets
+		return nil
+	case len(ids) == 0:
+		return checkEntryLoss(m, entry{n: -1}, th, threads, spans)
+	}
+	for _, id := range ids {
+		found = append(found, checkEntryLoss(m, entry{m.n, id}, th, threads, spans)...)
+	}
+	return found
+}
+
+// checkEntryLoss is checkLoss for a message at its place in the log, e, if anybody has got it.
+func checkEntryLoss(m message, e entry, th *thread, threads []*thread, spans commons) []violation {
+	// A run begins before the message, or not, and ends after it, or not.
+	begins, ends := make([]bool, len(th.runs)), make([]bool, len(th.runs))
+	first := 0 // the run in which the client was when the message was not yet published
+	for _, g := range th.gaps {
+		if th.record(g).at < m.begun {
+			first++
+		}
+	}
+	begins[first], ends[len(ends)-1] = true, true
 	var witness *thread
 	for _, other := range threads {
-		for r, at := range other.index {
-			place, ok := at[e]
-			if !ok {
-				continue
-			}
-			if witness == nil {
-				witness = other
-			}
-			run := other.runs[r]
-			for i := place - 1; i >= 0; i-- {
-				if p, ok := th.last[run[i]]; ok {
-					lo = max(lo, p)
-					break
-				}
-			}
-			for i := place + 1; i < len(run); i++ {
-				if p, ok := th.first[run[i]]; ok {
-					hi = min(hi, p)
-					break
-				}
+		for _, p := range other.places[e] {
+			witness = other
+			for i, of := range spans.of(th, other) {
+				begins[i] = begins[i] || of[p.run].from < p.at
+				ends[i] = ends[i] || of[p.run].to > p.at
 			}
 		}
 	}
-	if th.gapBetween(lo, hi) {
-		return nil
+	for i := first; i < len(th.runs); i++ {
+		if begins[i] && ends[i] {
+			return []violation{{text: describeLoss(m, e, th, i, witness), curable: true}}
+		}
 	}
-	text := fmt.Sprintf("%s lacks %v\n  which %s and perhaps others got at %.3f as %s; there is no gap between places %d and %d of its topic",
-		th.view.name, m, witness.view.name, witness.record(witness.first[e]).at.Seconds(), e.id, lo, hi)
-	if lo >= 0 {
-		text += "\n" + th.view.around(th.at(lo))
+	return nil
+}
+
+func describeLoss(m message, e entry, th *thread, run int, witness *thread) string {
+	text := fmt.Sprintf("%s lacks %v", th.view.name, m)
+	start, end := 0, len(th.items) // of the run
+	if run > 0 {
+		start = th.gaps[run-1] + 1
 	}
-	if hi < len(th.items) && hi > lo+1 {
-		text += "\n  and where it should have come at the latest\n" + th.view.around(th.at(hi))
+	if run < len(th.gaps) {
+		end = th.gaps[run]
 	}
-	text += "\n" + witness.view.around(witness.at(witness.first[e]))
-	return []violation{{text: text, curable: true}}
+	if witness == nil {
+		text += "\n  which nobody got; it was not told of a gap since"
+		if end > start {
+			text += "\n" + th.view.around(th.at(end-1))
+		}
+		return text
+	}
+	text += fmt.Sprintf("\n  which %s and perhaps others got at %.3f as %s; it was not told of a gap in its place",
+		witness.view.name, witness.record(witness.first[e]).at.Seconds(), e.id)
+	place := witness.places[e][0]
+	passed := start - 1
+	for i := start; i < end; i++ {
+		r := th.record(i)
+		for _, p := range witness.places[entry{r.n, r.id}] {
+			if p.run == place.run && p.at < place.at {
+				passed = i
+			}
+		}
+	}
+	if passed = max(passed, 0); passed < len(th.items) {
+		text += "\n" + th.view.around(th.at(passed))
+	}
+	return text + "\n" + witness.view.around(witness.at(witness.first[e]))
 }
 
 // lacking complains of clients that have not got a message, whatever they were told.
