@@ -141,6 +141,31 @@ func TestScriptFlush(t *testing.T) {
 	}
 }
 
+// TestQuiet has faults after which nothing is published that would show what is missing.
+// Clients must get it, or be told, nevertheless.
+func TestQuiet(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	admin := server.Client()
+	w := newWorld(t, settings{redis: clientsOf(server), reasons: []string{"restarted"}})
+	w.run(func() {
+		for range int(lasts(2, 10)) {
+			w.hush(true)
+			must(t, admin.ClientKillByFilter(t.Context(), "TYPE", "pubsub").Err())
+			since := w.since()
+			for _, topic := range append([]string{everybody}, w.names...) {
+				w.publish(w.instances[0], topic, 10, patience)
+			}
+			w.allHave("the message", got, since)
+			since = w.since()
+			must(t, admin.FlushAll(t.Context()).Err())
+			w.allHave("a gap", gap, since)
+			w.hush(false)
+			time.Sleep(lasts(100*time.Millisecond, time.Second))
+		}
+	})
+}
+
 // TestPause stops the process of Redis for a time, which leaves all connections open. It
 // goes on as if nothing had been.
 func TestPause(t *testing.T) {

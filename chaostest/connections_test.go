@@ -3,7 +3,9 @@ package chaostest
 import (
 	"context"
 	"fmt"
+	"net"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -159,4 +161,32 @@ func TestConnections(t *testing.T) {
 			})
 		}
 	}
+}
+
+// TestHalfOpen lets all connections to Redis fall silent for good, as a router does that
+// forgets them, while new ones work.
+func TestHalfOpen(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	var now atomic.Pointer[link] // new connections go there
+	now.Store(newLink(t, server.Addr()))
+	dial := func(ctx context.Context, network, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, network, now.Load().proxy.Listen)
+	}
+	w := newWorld(t, settings{whole: true, redis: func(int) redis.UniversalClient {
+		c := redis.NewClient(&redis.Options{Dialer: dial})
+		t.Cleanup(func() { c.Close() })
+		return c
+	}})
+	w.run(func() {
+		for range int(lasts(1, 3)) {
+			old := now.Swap(newLink(t, server.Addr()))
+			before := w.logs("connection lost")
+			old.poison("timeout", "up", `"timeout":0`)
+			old.poison("timeout", "down", `"timeout":0`)
+			w.eventually("all instances notice", func() bool { return w.logs("connection lost") >= before+len(w.instances) })
+			w.ready()
+			w.allHave("a message", got, w.since())
+		}
+	})
 }

@@ -25,6 +25,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -65,6 +66,7 @@ type settings struct {
 	whole      bool                              // the fault loses nothing: no client may be told of a gap
 	reasons    []string                          // of gaps that may be told; nil: any
 	unacked    bool                              // nothing is acknowledged, since no replica does it
+	private    int                               // so many instances only publish: no client goes there
 }
 
 // A world is one run: instances that share a Redis, publishers and clients. The fault is
@@ -82,6 +84,7 @@ type world struct {
 	cancel context.CancelFunc
 	work   sync.WaitGroup
 	calm   chan struct{} // closed: no more cuts
+	quiet  atomic.Bool   // nothing is published
 	stop   func()
 
 	mu         sync.Mutex
@@ -164,9 +167,7 @@ func (w *world) run(fault func()) {
 	for i := range w.publishers {
 		publishers.Go(func() { w.publishAll(publishing, w.random(uint64(1000+i))) })
 	}
-	w.eventually("every client has a message of each topic", func() bool {
-		return !slices.ContainsFunc(w.clients, func(c *client) bool { return !c.hasAll() })
-	})
+	w.allHave("a message", got, 0)
 	if w.cuts > 0 {
 		w.work.Go(w.cutAll)
 	}
@@ -281,7 +282,7 @@ func (w *world) publishAll(ctx context.Context, rng *rand.Rand) {
 		if rng.IntN(10) == 0 {
 			topic = everybody
 		}
-		if in := w.up(rng); in != nil {
+		if in := up(rng, w.instances); in != nil && !w.quiet.Load() {
 			limit := 200*time.Millisecond + time.Duration(rng.Int64N(int64(3*time.Second)))
 			w.publish(in, topic, rng.IntN(w.size), limit)
 		}
@@ -290,14 +291,25 @@ func (w *world) publishAll(ctx context.Context, rng *rand.Rand) {
 }
 
 // up returns an instance that runs, nil if there is none.
-func (w *world) up(rng *rand.Rand) instance {
-	first := rng.IntN(len(w.instances))
-	for i := range w.instances {
-		if in := w.instances[(first+i)%len(w.instances)]; in.url() != "" {
+func up(rng *rand.Rand, instances []instance) instance {
+	first := rng.IntN(len(instances))
+	for i := range instances {
+		if in := instances[(first+i)%len(instances)]; in.url() != "" {
 			return in
 		}
 	}
 	return nil
+}
+
+// hush has the publishers pause, and waits until they do, or go on.
+func (w *world) hush(quiet bool) {
+	w.t.Helper()
+	w.quiet.Store(quiet)
+	w.eventually("all calls of Publish return", func() bool {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		return !quiet || !slices.ContainsFunc(w.messages, func(m message) bool { return m.outcome == pending })
+	})
 }
 
 // publish publishes a message and keeps what became of it.
@@ -564,6 +576,14 @@ func (w *world) eventually(what string, ok func() bool) {
 	}
 }
 
+// allHave waits until all clients have got something of a kind in each topic.
+func (w *world) allHave(what string, kind kind, since time.Duration) {
+	w.t.Helper()
+	w.eventually("every client has "+what+" of each topic", func() bool {
+		return !slices.ContainsFunc(w.clients, func(c *client) bool { return !c.hasAll(kind, since) })
+	})
+}
+
 // end ends everything, the clients first.
 func (w *world) end() {
 	w.cancel()
@@ -766,7 +786,7 @@ type client struct {
 
 func (c *client) run(session func(url string) (why string)) {
 	for c.w.ctx.Err() == nil {
-		in := c.w.up(c.rng)
+		in := up(c.rng, c.w.instances[c.w.private:])
 		if in == nil {
 			pause(c.w.ctx, 20*time.Millisecond)
 			continue
@@ -812,13 +832,13 @@ func (c *client) complain(format string, args ...any) {
 	c.w.complain(c.name+": "+format, args...)
 }
 
-// hasAll reports whether the client has got a message of each topic.
-func (c *client) hasAll() bool {
+// hasAll reports whether something of a kind has happened in each topic since a time.
+func (c *client) hasAll(what kind, since time.Duration) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	seen := make(map[string]bool)
 	for _, r := range c.log {
-		if r.kind == got {
+		if r.kind == what && r.at > since {
 			seen[r.topic] = true
 		}
 	}
