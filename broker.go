@@ -17,6 +17,7 @@ type broker struct {
 	flusher  *flusher
 	counters *counters
 	report   func(SlowConsumer) // never blocks
+	checks   chan<- checkup     // full: at the next heartbeat
 	presence *presence          // nil: nobody wants to know
 	verify   bool               // check the invariants as it goes
 
@@ -31,6 +32,7 @@ type broker struct {
 	nextLog int
 	now     time.Time // as of the last message or tick: the broker has no clock
 	clients int
+	users   int                  // that are connected
 	behind  map[*client]struct{} // clients with a subscription that is behind
 	buckets [heartbeatBuckets][]*client
 	joining int                   // the bucket that the next client goes to
@@ -106,7 +108,21 @@ type (
 	drain   struct{} // end every client once it has all there is for it
 	disband struct{} // end every client now
 	census  struct{ answer chan<- gauges }
-	quit    struct{}
+	visit   struct {
+		user   string          // whose clients; or, if empty,
+		bucket int             // which
+		each   func(*client)   // it does not block
+		done   chan<- struct{} // holds one
+	}
+	expel struct {
+		client *client
+		why    Reason
+	}
+	reach struct { // how many clients follow topics
+		topics []string
+		answer chan<- []int // holds one
+	}
+	quit struct{}
 )
 
 func (*frame) isCommand()       {}
@@ -120,6 +136,9 @@ func (tick) isCommand()         {}
 func (drain) isCommand()        {}
 func (disband) isCommand()      {}
 func (census) isCommand()       {}
+func (*visit) isCommand()       {}
+func (*expel) isCommand()       {}
+func (*reach) isCommand()       {}
 func (quit) isCommand()         {}
 
 func newBroker(cfg *config, f *flusher, k *counters, report func(SlowConsumer), now time.Time) *broker {
@@ -210,6 +229,12 @@ func (b *broker) apply(cmd command) {
 		b.abortAll()
 	case census:
 		cmd.answer <- b.gauges() // has room for it
+	case *visit:
+		b.visit(cmd)
+	case *expel:
+		b.end(cmd.client, cmd.why)
+	case *reach:
+		cmd.answer <- b.reach(cmd.topics) // has room for it
 	}
 }
 
@@ -475,6 +500,9 @@ func (b *broker) beat(c *client, now time.Time) {
 		b.end(c, ReasonMaxAge)
 		return
 	}
+	if every := b.cfg.reauthorize; every > 0 && c.again != nil && int32(now.Sub(c.since)/every) > c.checks {
+		b.checkAgain(c, int32(now.Sub(c.since)/every))
+	}
 	signal, isWS := sseHeartbeat, c.form != formSSE
 	if isWS {
 		signal = wsHeartbeat
@@ -522,5 +550,5 @@ func (b *broker) abortAll() {
 
 // gauges counts what there is now.
 func (b *broker) gauges() gauges {
-	return gauges{topics: len(b.topics), behind: len(b.behind)}
+	return gauges{topics: len(b.topics), users: b.users, behind: len(b.behind)}
 }

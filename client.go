@@ -10,14 +10,14 @@ import (
 // its adapter waits for the end of the connection.
 type client struct {
 	// Immutable after newClient.
-	id        string
-	user      string
+	info      Client
 	form      form
 	env       *clientEnv
 	transport transport
 	since     time.Time
-	wake      chan struct{} // nil, or: tells the goroutine that flushes this client
-	gone      chan struct{} // nil, or: closed by abort
+	again     func(topics []string) error // authorizes it anew; nil unless that is wanted
+	wake      chan struct{}               // nil, or: tells the goroutine that flushes this client
+	gone      chan struct{}               // nil, or: closed by abort
 
 	// Owned by the broker.
 	all      subscription    // to the broadcast log; its topic is nil without topics
@@ -30,6 +30,7 @@ type client struct {
 	allAsked bool             // it subscribed to the broadcast log by name
 	leaving  bool             // to end once nothing is behind
 	activeAt time.Time        // for the idle timeout, to the precision of a heartbeat
+	checks   int32            // how often it was to be authorized again
 
 	// Guarded by mu, which is never held while something waits.
 	mu         sync.Mutex
@@ -70,7 +71,7 @@ type subscription struct {
 }
 
 func newClient(info Client, form form, t transport, env *clientEnv, now time.Time) *client {
-	c := &client{id: info.ID, user: info.User, form: form, transport: t, env: env, since: now, activeAt: now, bucket: -1}
+	c := &client{info: info, form: form, transport: t, env: env, since: now, activeAt: now, bucket: -1}
 	c.scheduled = true // until the broker has attached it
 	c.queue = c.spare[:0]
 	c.topics = c.inline[:0]

@@ -1,6 +1,7 @@
 package pushlet
 
 import (
+	"context"
 	"crypto/rand"
 	"encoding/binary"
 	"encoding/json"
@@ -27,30 +28,94 @@ const (
 	eventSubscribed   = reservedPrefix + "subscribed"
 	eventUnsubscribed = reservedPrefix + "unsubscribed"
 	eventGap          = reservedPrefix + "gap"
+	eventDisconnected = reservedPrefix + "disconnected"
 	eventError        = reservedPrefix + "error"
 	eventPong         = reservedPrefix + "pong"
 )
 
-// topicsOf returns the topics of a request's URL, each once, and its other parameters.
-// Empty ones and "/" count as none.
-func (p *Pushlet) topicsOf(r *http.Request) (topics []string, query url.Values, err error) {
+// A wish is a topic that a request's URL asks for, and from where on.
+type wish struct {
+	topic string
+	since *string // nil: from now on
+}
+
+// wishesOf returns what a request's URL asks for, each topic once, and its other parameters.
+// Empty ones and "/" count as none. The reserved topics of this client are allowed that are
+// given.
+func (p *Pushlet) wishesOf(r *http.Request, reserved ...string) (wishes []wish, query url.Values, err error) {
 	query, err = url.ParseQuery(r.URL.RawQuery)
 	if err != nil {
 		return nil, nil, fmt.Errorf("pushlet: query: %w", err)
 	}
-	for _, topic := range query["topic"] {
-		if topic == "" || topic == "/" || slices.Contains(topics, topic) {
+	since := query["since"]
+	if len(since) > 1 && len(since) != len(query["topic"]) {
+		return nil, nil, errors.New("pushlet: since: one for all topics, or one for each")
+	}
+	for i, topic := range query["topic"] {
+		if topic == "" || topic == "/" || slices.ContainsFunc(wishes, func(w wish) bool { return w.topic == topic }) {
 			continue
 		}
-		if err := checkTopic(topic); err != nil {
-			return nil, nil, err
+		if !slices.Contains(reserved, topic) {
+			if err := checkTopic(topic); err != nil {
+				return nil, nil, err
+			}
 		}
-		if len(topics) == p.cfg.maxTopics {
+		if len(wishes) >= p.cfg.maxTopics+len(reserved) {
 			return nil, nil, fmt.Errorf("pushlet: more than %d topics", p.cfg.maxTopics)
 		}
-		topics = append(topics, topic)
+		w := wish{topic: topic}
+		if len(since) > 0 {
+			w.since = &since[min(i, len(since)-1)]
+		}
+		wishes = append(wishes, w)
 	}
-	return topics, query, nil
+	return wishes, query, nil
+}
+
+// withUser puts in the topic of the user, whom every client follows that has one.
+func withUser(wishes []wish, user string) ([]wish, error) {
+	mine := topicOfUser(user)
+	for i := range wishes {
+		if wishes[i].topic == userTopic {
+			if user == "" {
+				return nil, fmt.Errorf("%w: topic %q without a user", ErrReserved, userTopic)
+			}
+			wishes[i].topic = mine
+			return wishes, nil
+		}
+	}
+	if user != "" {
+		wishes = append(wishes, wish{topic: mine})
+	}
+	return wishes, nil
+}
+
+// authorizeAll asks the application for each topic but that of the user, which follows from
+// the identity.
+func (p *Pushlet) authorizeAll(r *http.Request, topics []string) error {
+	if p.cfg.authorize == nil {
+		return nil
+	}
+	return p.authorize(r, slices.DeleteFunc(slices.Clone(topics), isUserTopic)...)
+}
+
+// reauthorizer makes what asks the application again, nil if it does not want to be asked.
+// The context of r is done with its handler, so it is left out.
+func (p *Pushlet) reauthorizer(r *http.Request, user string) func([]string) error {
+	if p.cfg.reauthorize <= 0 || p.cfg.identity == nil && p.cfg.authorize == nil {
+		return nil
+	}
+	r = r.WithContext(context.WithoutCancel(r.Context()))
+	return func(topics []string) error {
+		now, err := p.identify(r)
+		switch {
+		case err != nil:
+			return err
+		case now != user:
+			return errors.New("pushlet: another user")
+		}
+		return p.authorizeAll(r, topics)
+	}
 }
 
 // authorize asks the application for each topic. A panic is a refusal.
@@ -78,7 +143,7 @@ func (p *Pushlet) identify(r *http.Request) (user string, err error) {
 	}
 	err = errAuthorizePanic
 	p.guard("WithIdentity", func() { user, err = p.cfg.identity(r) })
-	if err == nil && user != "" && checkTopic(user) != nil && user != broadcastTopic {
+	if err == nil && user != "" && checkUser(user) != nil {
 		p.log.WithField("user", strconv.Quote(cutUTF8(user, 64))).Println("WithIdentity: no name of a user")
 		err = errAuthorizePanic
 	}
@@ -159,7 +224,8 @@ func (p *Pushlet) greet(info Client) {
 }
 
 // leave ends what an adapter began with admit, once the connection is closed.
-func (p *Pushlet) leave(c *client, info Client) {
+func (p *Pushlet) leave(c *client) {
+	info := c.info
 	p.broker.send(&detach{c, time.Now()}) // the broker runs until all have left
 	why := c.endReason()
 	if why == ReasonWriteTimeout {
@@ -193,15 +259,24 @@ func spreadRetry(retry time.Duration) time.Duration {
 
 // farewell is the last thing a client gets when we end its connection.
 func farewell(m form, why Reason, retry time.Duration) []byte {
-	if m == formSSE {
-		return append(appendRetry(nil, spreadRetry(retry)), '\n')
-	}
+	known := true
 	code := websocket.CloseGoingAway
 	switch why {
+	case ReasonShutdown, ReasonUnavailable:
 	case ReasonSlow:
 		code = websocket.CloseTryAgainLater
 	case ReasonMaxAge, ReasonIdle:
 		code = websocket.CloseNormalClosure
+	default: // the application wants it
+		known, code = false, websocket.ClosePolicyViolation
+	}
+	if m == formSSE {
+		b := append(appendRetry(nil, spreadRetry(retry)), '\n')
+		if !known {
+			b = append(b, "event: "+eventDisconnected+"\ndata: {\"reason\":"...)
+			b = append(appendJSONString(b, string(why)), "}\n\n"...)
+		}
+		return b
 	}
 	return wsCloseFrame(code, string(why))
 }

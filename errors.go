@@ -15,12 +15,17 @@ var (
 	// 255 bytes, not UTF-8, or holds a control character.
 	ErrInvalidTopic = errors.New("pushlet: invalid topic")
 
+	// ErrInvalidUser is wrapped by errors about the ID of a user that is empty, longer
+	// than 255 bytes, not UTF-8, or holds a control character.
+	ErrInvalidUser = errors.New("pushlet: invalid user")
+
 	// ErrInvalidEvent is wrapped by errors about an event name that holds CR, LF or
 	// NUL, or is longer than 255 bytes.
 	ErrInvalidEvent = errors.New("pushlet: invalid event name")
 
 	// ErrReserved is wrapped by errors about a name that belongs to the library: the
-	// topic "*" and event names that begin with "pushlet.".
+	// topics "*", "@user" and those that begin with "@user/", and event names that begin
+	// with "pushlet.".
 	ErrReserved = errors.New("pushlet: reserved name")
 
 	// ErrTooLarge is wrapped by errors about data over the limit of WithMaxMessageSize.
@@ -28,6 +33,14 @@ var (
 
 	// ErrNoPresence is returned by Presence without WithPresence.
 	ErrNoPresence = errors.New("pushlet: presence is off")
+
+	// ErrInvalidPush is wrapped by errors about a Push that is to nobody, without events, or
+	// with a key that is too long.
+	ErrInvalidPush = errors.New("pushlet: invalid push")
+
+	// ErrUnauthenticated is for the function of WithPushAuthorize to return, or to wrap, when
+	// the request does not say who it is from: it gets status 401 instead of 403.
+	ErrUnauthenticated = errors.New("pushlet: unauthenticated")
 
 	// ErrUnavailable is wrapped by errors about Redis that does not answer, or does not
 	// take the message, in distributed mode. The message was surely not published.
@@ -59,6 +72,8 @@ const (
 	ReasonIdle         Reason = "idle"               // WithIdleTimeout
 	ReasonShutdown     Reason = "shutdown"           // Stop or Shutdown
 	ReasonUnavailable  Reason = "unavailable"        // Redis was down when the client came
+	ReasonDisconnected Reason = "disconnected"       // Disconnect or DisconnectClient, without a reason of the application's
+	ReasonUnauthorized Reason = "unauthorized"       // refused when it was asked again, WithReauthorize
 )
 
 // Why a client was told that messages are missing. The names are those of the wire.

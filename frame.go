@@ -135,7 +135,7 @@ func (e *encoded) need(f *frame, m form) {
 		return
 	}
 	if len(e.json) == 0 {
-		e.json = appendJSONHead(e.json, f.topic, f.event, f.data, f.at)
+		e.json = appendJSONHead(e.json, wireTopic(f.topic), f.event, f.data, f.at)
 	}
 	if m.isDeflate() && len(e.zip) == 0 && len(e.json) >= minDeflate {
 		e.zip = appendDeflated(e.zip, e.json)

@@ -14,7 +14,7 @@ type Hooks struct {
 
 	// OnJoin and OnLeave are called when a user begins to follow a topic, and when the
 	// last of their connections that did has left for the time of grace; see
-	// WithPresence. Of all instances one calls them, that which noticed. Calls come one
+	// WithPresence. The topic "*" is for who comes online, and goes. Of all instances one calls them, that which noticed. Calls come one
 	// at a time, for a change that Redis saw twice or not at all when it lost data.
 	OnJoin  func(topic, user string)
 	OnLeave func(topic, user string)

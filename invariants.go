@@ -15,11 +15,16 @@ func (b *broker) checkInvariants() {
 	}
 	must(attached == b.clients, "every attached client is in a bucket")
 	b.checkTopic(b.all)
+	users := 0
 	for name, t := range b.topics {
 		must(t.name == name && t != b.all, "topic %q is known by its name", name)
 		must(len(t.subs) > 0 || t.state != nil || b.shared != nil, "topic %q has a follower or messages", name)
 		b.checkTopic(t)
+		if t.ofUser && len(t.subs) > 0 {
+			users++
+		}
 	}
+	must(users == b.users, "users are counted")
 }
 
 func (b *broker) checkClient(c *client) {

@@ -16,6 +16,12 @@ const (
 	// broadcastTopic is the reserved name of the log that PublishToAll appends to.
 	broadcastTopic = "*"
 
+	// userTopic is the reserved name under which a client follows what is published to its
+	// user. The log of each user is a topic of its own, whose name begins with userPrefix; it
+	// is never on the wire, and nobody can ask for it by name.
+	userTopic  = "@user"
+	userPrefix = "@user/"
+
 	// reservedPrefix begins the event names that only the library may send.
 	reservedPrefix = "pushlet."
 )
@@ -92,23 +98,50 @@ func parseID(s string) (msgID, bool) {
 // checkTopic reports what is wrong with a topic, as an error that wraps
 // ErrInvalidTopic or ErrReserved.
 func checkTopic(topic string) error {
-	switch {
-	case topic == broadcastTopic:
+	if topic == broadcastTopic || topic == userTopic || isUserTopic(topic) {
 		return fmt.Errorf("%w: topic %q", ErrReserved, topic)
-	case topic == "":
-		return fmt.Errorf("%w: empty", ErrInvalidTopic)
-	case len(topic) > maxTopicLen:
-		return fmt.Errorf("%w: %d bytes, at most %d", ErrInvalidTopic, len(topic), maxTopicLen)
-	case !utf8.ValidString(topic):
-		return fmt.Errorf("%w: not UTF-8", ErrInvalidTopic)
 	}
-	for i := range len(topic) {
+	return checkName(topic, ErrInvalidTopic)
+}
+
+// checkUser reports what is wrong with the ID of a user, as an error that wraps
+// ErrInvalidUser.
+func checkUser(user string) error { return checkName(user, ErrInvalidUser) }
+
+func checkName(name string, invalid error) error {
+	switch {
+	case name == "":
+		return fmt.Errorf("%w: empty", invalid)
+	case len(name) > maxTopicLen:
+		return fmt.Errorf("%w: %d bytes, at most %d", invalid, len(name), maxTopicLen)
+	case !utf8.ValidString(name):
+		return fmt.Errorf("%w: not UTF-8", invalid)
+	}
+	for i := range len(name) {
 		// C0 and DEL; C1 is U+0080 to U+009F, which UTF-8 writes as C2 80 to C2 9F.
-		if c := topic[i]; c < ' ' || c == 0x7f || c == 0xc2 && topic[i+1] < 0xa0 {
-			return fmt.Errorf("%w: control character in %q", ErrInvalidTopic, topic)
+		if c := name[i]; c < ' ' || c == 0x7f || c == 0xc2 && name[i+1] < 0xa0 {
+			return fmt.Errorf("%w: control character in %q", invalid, name)
 		}
 	}
 	return nil
+}
+
+func isUserTopic(topic string) bool { return strings.HasPrefix(topic, userPrefix) }
+
+// topicOfUser is the log of what is published to a user; "" for a client without one.
+func topicOfUser(user string) string {
+	if user == "" {
+		return ""
+	}
+	return userPrefix + user
+}
+
+// wireTopic is the name of a topic for clients.
+func wireTopic(topic string) string {
+	if isUserTopic(topic) {
+		return userTopic
+	}
+	return topic
 }
 
 // checkEvent reports what is wrong with an event name, as an error that wraps

@@ -24,6 +24,9 @@ type config struct {
 	redis redisSettings
 
 	identity      func(*http.Request) (string, error)
+	reauthorize   time.Duration // 0: never
+	pushAuthorize func(*http.Request) error
+	maxPushSize   int
 	presence      bool
 	presenceGrace time.Duration
 
@@ -68,6 +71,7 @@ func defaultConfig() config {
 		maxTopics:      100,
 		maxMessageSize: 1 << 20,
 		maxCommandSize: 64 << 10,
+		maxPushSize:    4 << 20,
 		commandRate:    50,
 		commandBurst:   200,
 		readBuffer:     288,

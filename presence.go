@@ -243,7 +243,8 @@ func (p *presence) reportHere(seen map[string]map[string]bool) func(string, map[
 	}
 }
 
-// Presence returns who follows a topic, on all instances. It needs WithPresence. In
+// Presence returns who follows a topic, on all instances; the topic "*" is everybody who is
+// online: who follows any topic, or has a user. It needs WithPresence. In
 // distributed mode it asks Redis, and waits for the answer as long as ctx allows, at most a
 // few seconds; what this or another instance has seen just now may be missing, and the
 // clients of an instance that was killed are counted for up to 10 seconds.
@@ -251,8 +252,10 @@ func (p *presence) reportHere(seen map[string]map[string]bool) func(string, map[
 // Errors wrap ErrInvalidTopic or ErrUnavailable, or are ErrNotStarted, ErrClosed or
 // ErrNoPresence.
 func (p *Pushlet) Presence(ctx context.Context, topic string) (Presence, error) {
-	if err := checkTopic(topic); err != nil {
-		return Presence{}, err
+	if topic != broadcastTopic {
+		if err := checkTopic(topic); err != nil {
+			return Presence{}, err
+		}
 	}
 	p.gate.RLock()
 	err := p.state.err()

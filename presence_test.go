@@ -72,14 +72,14 @@ func TestPresence(t *testing.T) {
 	ann, _, _ := s.connect(t, "topic=a&user=ann", "")
 	s.connect(t, "topic=a&topic=b&user=bob", "")
 	s.connect(t, "topic=a", "")
-	m.expect(t, "+a ann", "+a bob", "+b bob")
+	m.expect(t, "+a ann", "+a bob", "+b bob", "+* ann", "+* bob")
 	again, _, _ := s.connect(t, "topic=a&user=ann", "")
 	s.expectPresence(t, "a", 4, map[string]int{"ann": 2, "bob": 1})
 	s.expectPresence(t, "b", 1, map[string]int{"bob": 1})
 	ann.close()
 	s.expectPresence(t, "a", 3, map[string]int{"ann": 1, "bob": 1})
 	again.close()
-	m.expect(t, "-a ann")
+	m.expect(t, "-a ann", "-* ann")
 	s.expectPresence(t, "a", 2, map[string]int{"bob": 1})
 	s.expectPresence(t, "nobody", 0, nil)
 }
@@ -89,12 +89,12 @@ func TestPresenceGrace(t *testing.T) {
 	var m members
 	s := newSite(t, withOptions(m.options(time.Hour)...))
 	ann, _, _ := s.connect(t, "topic=a&user=ann", "")
-	m.expect(t, "+a ann")
+	m.expect(t, "+a ann", "+* ann")
 	ann.close()
 	s.clientsGone(t)
 	s.connect(t, "topic=a&user=ann", "")
 	s.connect(t, "topic=a&user=bob", "")
-	m.expect(t, "+a bob")
+	m.expect(t, "+a bob", "+* bob")
 }
 
 func TestPresenceOff(t *testing.T) {
@@ -129,18 +129,18 @@ func TestRedisPresence(t *testing.T) {
 	var m members
 	sites := instances(t, 3, client, m.options(0)...)
 	sites[0].connect(t, "topic=a&user=ann", "")
-	m.expect(t, "+a ann")
+	m.expect(t, "+a ann", "+* ann")
 	away, _, _ := sites[1].connect(t, "topic=a&user=ann", "")
 	sites[1].connect(t, "topic=a&user=bob", "")
 	sites[1].connect(t, "topic=b&user=bob", "")
-	m.expect(t, "+a bob", "+b bob")
+	m.expect(t, "+a bob", "+b bob", "+* bob")
 	for _, s := range sites {
 		s.expectPresence(t, "a", 3, map[string]int{"ann": 2, "bob": 1})
 	}
 	away.close()
 	sites[0].expectPresence(t, "a", 2, map[string]int{"ann": 1, "bob": 1})
 	check(t, sites[1].p.Stop())
-	m.expect(t, "-a bob", "-b bob")
+	m.expect(t, "-a bob", "-b bob", "-* bob")
 	sites[2].expectPresence(t, "a", 1, map[string]int{"ann": 1})
 }
 
@@ -158,7 +158,7 @@ func TestRedisPresenceOfTheDead(t *testing.T) {
 	dies.connect(t, "topic=a&user=bob", "")
 	lives.expectPresence(t, "a", 3, map[string]int{"ann": 2, "bob": 1})
 	check(t, c.Close())
-	m.expect(t, "+a ann", "-a bob")
+	m.expect(t, "+a ann", "-a bob", "+* ann", "-* bob")
 	lives.expectPresence(t, "a", 1, map[string]int{"ann": 1})
 }
 

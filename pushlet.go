@@ -31,6 +31,8 @@ type Pushlet struct {
 	heartbeat  atomic.Int64  // nanoseconds
 	newBeat    chan struct{} // the heartbeat interval has changed; holds one
 	slow       chan SlowConsumer
+	checks     chan checkup   // clients to be authorized again
+	keys       keyring        // of what was published with a key
 	open       atomic.Int64   // connections admitted, against the limit
 	conns      sync.WaitGroup // one for each connection admitted
 	publishing sync.WaitGroup // calls of Publish in distributed mode
@@ -75,6 +77,7 @@ func New(options ...Option) *Pushlet {
 		log:     cfg.newLogger(),
 		newBeat: make(chan struct{}, 1),
 		slow:    make(chan SlowConsumer, slowReports),
+		checks:  make(chan checkup, checkups),
 		quiet:   make(chan struct{}),
 		force:   make(chan struct{}),
 		stopped: make(chan struct{}),
@@ -83,6 +86,7 @@ func New(options ...Option) *Pushlet {
 	p.upgrader = newUpgrader(&p.cfg)
 	p.flusher = newFlusher(runtime.GOMAXPROCS(0))
 	p.broker = newBroker(&p.cfg, p.flusher, &p.counters, p.reportSlow, time.Now())
+	p.broker.checks = p.checks
 	if cfg.presence {
 		p.presence = newPresence(cfg.presenceGrace, p.tellPresence)
 		p.broker.presence = p.presence
@@ -121,6 +125,11 @@ func (p *Pushlet) Start() error {
 	go p.broker.run() // wind waits for broker.done
 	p.background.Go(p.clock)
 	p.background.Go(p.reportSlowConsumers)
+	if p.cfg.reauthorize > 0 {
+		for range checkupWorkers {
+			p.background.Go(p.authorizeAgain)
+		}
+	}
 	if p.presence != nil {
 		report := p.presence.reportHere(make(map[string]map[string]bool))
 		if c := p.connector; c != nil {
@@ -249,21 +258,26 @@ func (p *Pushlet) PublishToAllContext(ctx context.Context, event, data string) e
 }
 
 func (p *Pushlet) publish(ctx context.Context, topic, event, data string) error {
-	if err := checkEvent(event); err != nil {
+	if err := p.check(event, data); err != nil {
 		return err
 	}
-	if err := checkData(data, p.cfg.maxMessageSize); err != nil {
-		return err
-	}
-	if err := p.hand(ctx, topic, event, data); err != nil {
+	if err := p.hand(ctx, topic, event, data, ""); err != nil {
 		return err
 	}
 	p.counters.published.Add(1)
 	return nil
 }
 
-// hand gives a message that has been checked to the broker, or to Redis.
-func (p *Pushlet) hand(ctx context.Context, topic, event, data string) error {
+// check reports what is wrong with an event.
+func (p *Pushlet) check(event, data string) error {
+	if err := checkEvent(event); err != nil {
+		return err
+	}
+	return checkData(data, p.cfg.maxMessageSize)
+}
+
+// hand gives a message that has been checked to the broker, or to Redis, which knows keys.
+func (p *Pushlet) hand(ctx context.Context, topic, event, data, key string) error {
 	p.gate.RLock()
 	err := p.state.err()
 	c := p.connector
@@ -280,7 +294,7 @@ func (p *Pushlet) hand(ctx context.Context, topic, event, data string) error {
 		return p.tell(f)
 	}
 	defer p.publishing.Done()
-	return c.publish(ctx, topic, event, data)
+	return c.publish(ctx, topic, event, data, key)
 }
 
 // tell gives the broker a command if the Pushlet is running.

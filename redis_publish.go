@@ -61,6 +61,7 @@ func (pb *publisher) init(pt *partition, cfg *config) {
 // An outgoing is a message that waits to be published. Its state says who may give it up.
 type outgoing struct {
 	topic, message string
+	key            string // of Redis, or "": what was published with it is not published again
 	state          atomic.Uint32
 	done           chan error // holds one
 	timer          *time.Timer
@@ -94,7 +95,8 @@ func payloadOf(event, data string, at time.Time) string {
 }
 
 // publish returns when Redis has the message, or after the time for that, or that of ctx.
-func (c *connector) publish(ctx context.Context, topic, event, data string) error {
+// With a key it is errDuplicate if something was published with that before.
+func (c *connector) publish(ctx context.Context, topic, event, data, key string) error {
 	if event == "" {
 		event = defaultEvent
 	}
@@ -110,7 +112,9 @@ func (c *connector) publish(ctx context.Context, topic, event, data string) erro
 	defer pt.active.Add(-1)
 
 	m := outgoingPool.Get().(*outgoing)
-	m.topic, m.message = topic, payload
+	if m.topic, m.message, m.key = topic, payload, key; key != "" {
+		m.key = pt.keyOf(key)
+	}
 	m.state.Store(outWaiting)
 	m.timer.Reset(c.cfg.redis.publishWait) // an outgoing that is not put back takes it along
 	if alone && ctx.Done() == nil && c.cfg.redis.publishWait >= redisTimeout+c.cfg.redis.acksTimeout && pt.lanes[0].publishNow(m) {
@@ -127,6 +131,9 @@ func (c *connector) publish(ctx context.Context, topic, event, data string) erro
 	}
 	return c.await(ctx, m)
 }
+
+// keyOf is where Redis remembers what was published with a key.
+func (pt *partition) keyOf(key string) string { return pt.tag + "k:" + key }
 
 // await returns when the message has been answered, or it is given up.
 func (c *connector) await(ctx context.Context, m *outgoing) error {
@@ -199,6 +206,7 @@ type batch struct {
 	messages []*outgoing
 	topics   []string       // each once
 	index    map[string]int // in topics, from 1
+	keys     []*string      // of those messages that have one
 	empty    bool           // it only asks whether those before it are still there
 	frozen   bool           // it may have been published: it must be the same when tried again
 	nonce    int            // in its IDs
@@ -292,7 +300,7 @@ func (m *outgoing) answer(err error) {
 func (l *batchLane) gather(m *outgoing) {
 	b := &l.batch
 	clear(b.messages)
-	b.messages, b.topics = b.messages[:0], b.topics[:0]
+	b.messages, b.topics, b.keys = b.messages[:0], b.topics[:0], b.keys[:0]
 	b.empty, b.frozen, b.nonce = m == nil, false, newNonce()
 	l.number++
 	size := 0
@@ -321,8 +329,11 @@ func (b *batch) take() {
 	clear(b.messages[len(kept):])
 	b.messages = kept
 	clear(b.index)
-	b.topics = b.topics[:0]
+	b.topics, b.keys = b.topics[:0], b.keys[:0]
 	for _, m := range kept {
+		if m.key != "" {
+			b.keys = append(b.keys, &m.key)
+		}
 		if b.index[m.topic] == 0 {
 			b.topics = append(b.topics, m.topic)
 			b.index[m.topic] = len(b.topics)
@@ -334,6 +345,13 @@ func (b *batch) take() {
 func (b *batch) giveBack() {
 	for _, m := range b.messages {
 		m.state.CompareAndSwap(outSent, outWaiting)
+	}
+}
+
+// skip answers those that had been published before.
+func (b *batch) skip(duplicates []int) {
+	for _, i := range duplicates {
+		b.messages[i].answer(errDuplicate)
 	}
 }
 
@@ -450,7 +468,7 @@ func (l *batchLane) attempt(b *batch) error {
 	switch verdict {
 	case "ok":
 		start, _ := reply[1].(string)
-		l.remember(b, start)
+		b.skip(l.remember(b, start))
 		if acks < c.cfg.redis.acks {
 			b.answer(fmt.Errorf("%w: %d of %d replicas have it", ErrUncertain, acks, c.cfg.redis.acks))
 			return nil
@@ -524,14 +542,17 @@ func (l *batchLane) place(topic string) *place {
 func (l *batchLane) command(b *batch, eval ...any) []any {
 	pt := l.pt
 	args := append(l.args[:0], eval...)
-	args = append(args, 2+2*len(b.topics), &pt.head, &l.key)
+	args = append(args, 2+2*len(b.topics)+len(b.keys), &pt.head, &l.key)
 	for _, topic := range b.topics {
 		args = append(args, &l.place(topic).newest)
 	}
 	for _, topic := range b.topics {
 		args = append(args, &l.place(topic).stream)
 	}
-	args = append(args, newLineage(), l.number, l.taken, pt.c.cfg.logTTL().Milliseconds(), pt.publishCommand(), b.nonce)
+	for _, key := range b.keys {
+		args = append(args, key)
+	}
+	args = append(args, newLineage(), l.number, l.taken, pt.c.cfg.logTTL().Milliseconds(), pt.publishCommand(), b.nonce, len(b.topics), keyTime.Milliseconds())
 	l.sets = l.sets[:0]
 	for _, topic := range b.topics {
 		if limits := l.place(topic).limits; !slices.Contains(l.sets, limits) {
@@ -548,7 +569,11 @@ func (l *batchLane) command(b *batch, eval ...any) []any {
 		}
 	}
 	for _, m := range b.messages {
-		args = append(args, b.index[m.topic], &m.message)
+		topic := b.index[m.topic]
+		if m.key != "" {
+			topic = -topic
+		}
+		args = append(args, topic, &m.message)
 	}
 	l.args = args
 	return args
@@ -561,13 +586,20 @@ func (pt *partition) publishCommand() string {
 	return "PUBLISH"
 }
 
-// remember keeps where a batch was put: behind start, as redis_publish.lua returns it.
-func (l *batchLane) remember(b *batch, start string) {
+// remember keeps where a batch was put: behind start, as redis_publish.lua returns it. It
+// returns which of the messages were left out.
+func (l *batchLane) remember(b *batch, start string) (duplicates []int) {
 	now := time.Now()
 	l.taken, l.last = l.number, now
 	lineage, before, _ := strings.Cut(start, " ")
 	l.lineage = lineage
-	ms, counter, _ := strings.Cut(before, " ")
+	ms, rest, _ := strings.Cut(before, " ")
+	counter, left, _ := strings.Cut(rest, " ")
+	for i := range strings.FieldsSeq(left) {
+		if i, err := strconv.Atoi(i); err == nil && i > 0 && i <= len(b.messages) {
+			duplicates = append(duplicates, i-1)
+		}
+	}
 	var at msgID
 	first, _ := strconv.ParseUint(lineage, 10, lineageBits)
 	at.ms, _ = strconv.ParseUint(ms, 10, 64)
@@ -575,7 +607,10 @@ func (l *batchLane) remember(b *batch, start string) {
 	at.seq = first<<counterBits | at.seq<<nonceBits | uint64(b.nonce)
 	if len(b.topics) > 0 {
 		last := make([]msgID, len(b.topics))
-		for _, m := range b.messages {
+		for i, m := range b.messages {
+			if slices.Contains(duplicates, i) {
+				continue
+			}
 			if at.seq += 1 << nonceBits; at.lineage() != first {
 				at = msgID{at.ms + 1, first<<counterBits | 1<<nonceBits | uint64(b.nonce)}
 			}
@@ -589,6 +624,7 @@ func (l *batchLane) remember(b *batch, start string) {
 		old++
 	}
 	l.past = l.past[old:]
+	return duplicates
 }
 
 // markLost notes in the logs that what was published after a batch is gone. What this lane
@@ -606,7 +642,7 @@ func (l *batchLane) markLost(ctx context.Context, client *redis.Client, kept int
 	for i := len(l.past) - 1; i >= 0 && l.past[i].number > kept; i-- {
 		past := &l.past[i]
 		for j, topic := range past.topics {
-			if _, newer := lost[topic]; !newer {
+			if _, newer := lost[topic]; !newer && !past.last[j].isZero() {
 				lost[topic] = past.last[j]
 			}
 		}

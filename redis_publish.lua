@@ -5,18 +5,24 @@
 -- KEYS[2]   the last batch of this writer, and the position that it returned
 -- KEYS[3…]  for each topic: its newest ID
 -- then, for each topic: key of the stream, and channel
+-- then, for each message that has one: its key
 -- ARGV[1]   a lineage, in case there is none yet
 -- ARGV[2]   number of this batch; a retry has the same
 -- ARGV[3]   number of the last batch that the writer knows to have been taken
 -- ARGV[4]   milliseconds that a topic outlives its newest message
 -- ARGV[5]   PUBLISH or SPUBLISH
 -- ARGV[6]   a nonce, random for each batch: so no ID is ever given twice
--- ARGV[7]   how many sets of limits there are; then each: messages, bytes and milliseconds
+-- ARGV[7]   how many topics there are
+-- ARGV[8]   milliseconds that keys of messages are remembered
+-- ARGV[9]   how many sets of limits there are; then each: messages, bytes and milliseconds
 --           to keep; and if there are several, for each topic which one is its own
--- then, for each message: which of the topics (1…), and the message
+-- then, for each message: which of the topics (1…), negative if it has a key, and the message
+--
+-- A message whose key is remembered is left out.
 --
 -- Returns {"ok", "lineage milliseconds counter"}, the ID before the batch: the counters of
--- its messages follow that, and after the last counter comes the next millisecond;
+-- its messages follow that, and after the last counter comes the next millisecond; after
+-- that, each with a space before it, which of the messages (1…) were left out;
 -- {"stale"} for a batch that came after a later one; {"lost", number} if batches after
 -- that number are gone, which were taken: then nothing was published.
 
@@ -26,7 +32,7 @@ local COUNTERS, NONCES = 1024, 2048
 
 local call, format, floor, sub = redis.call, string.format, math.floor, string.sub
 
-local topics = (#KEYS - 2) / 2
+local topics = tonumber(ARGV[7])
 local values = call('MGET', unpack(KEYS, 1, topics + 2))
 local lineage, headMs, counter = string.match(values[1] or '', '^(%d+) (%d+) (%d+)$')
 local number, taken = tonumber(ARGV[2]), tonumber(ARGV[3])
@@ -61,11 +67,11 @@ local slack = floor(ttl / 8)
 local publish = ARGV[5]
 
 local sets = {}
-for s = 1, ARGV[7] do
-  local keep, bytes, age = tonumber(ARGV[3 * s + 5]), tonumber(ARGV[3 * s + 6]), tonumber(ARGV[3 * s + 7])
+for s = 1, ARGV[9] do
+  local keep, bytes, age = tonumber(ARGV[3 * s + 7]), tonumber(ARGV[3 * s + 8]), tonumber(ARGV[3 * s + 9])
   sets[s] = {keep = keep, bytes = bytes, age = age, large = bytes / keep, turn = floor(now * 8 / age) * age / 8}
 end
-local arg = 8 + 3 * #sets
+local arg = 10 + 3 * #sets
 local limits = {}
 if #sets > 1 then
   for t = 1, topics do
@@ -95,24 +101,34 @@ for t = 1, topics do
 end
 
 local root = format('%013d-%d', now - ttl, first) -- since then there was none
+local keyed = streams + topics
 for a = arg, #ARGV, 2 do
   local t = tonumber(ARGV[a])
-  local key = KEYS[streams + t]
-  counter = counter + 1
-  if counter == COUNTERS then
-    headMs, counter = headMs + 1, 1
+  local new = true
+  if t < 0 then
+    t, keyed = -t, keyed + 1
+    new = call('SET', KEYS[keyed], 1, 'NX', 'PX', ARGV[8])
   end
-  local id = format('%d-%d', headMs, first + counter * NONCES + nonce)
-  local message = id .. ' ' .. (newest[t] or root) .. ' ' .. ARGV[a + 1]
-  newest[t] = id
-  call('XADD', key, id, 'm', message)
-  call(publish, key, message)
-  local limit = limits[t] or usual
-  if #message > limit.large then -- else the number of messages limits the bytes
-    local held = call('MEMORY', 'USAGE', key)
-    if held > limit.bytes then
-      call('XTRIM', key, 'MAXLEN', math.max(1, floor(call('XLEN', key) * limit.bytes / held)))
+  if new then
+    local key = KEYS[streams + t]
+    counter = counter + 1
+    if counter == COUNTERS then
+      headMs, counter = headMs + 1, 1
     end
+    local id = format('%d-%d', headMs, first + counter * NONCES + nonce)
+    local message = id .. ' ' .. (newest[t] or root) .. ' ' .. ARGV[a + 1]
+    newest[t] = id
+    call('XADD', key, id, 'm', message)
+    call(publish, key, message)
+    local limit = limits[t] or usual
+    if #message > limit.large then -- else the number of messages limits the bytes
+      local held = call('MEMORY', 'USAGE', key)
+      if held > limit.bytes then
+        call('XTRIM', key, 'MAXLEN', math.max(1, floor(call('XLEN', key) * limit.bytes / held)))
+      end
+    end
+  else
+    start = start .. format(' %d', (a - arg) / 2 + 1)
   end
 end
 
@@ -128,7 +144,9 @@ for t = 1, topics do
   if was < limit.turn then
     call('XTRIM', key, 'MINID', format('%d', now - limit.age))
   end
-  call('SETRANGE', KEYS[t + 2], 0, newest[t])
+  if newest[t] then
+    call('SETRANGE', KEYS[t + 2], 0, newest[t])
+  end
   if was < turn then
     call('PEXPIRE', key, ttl + 2 * slack)
     call('PEXPIRE', KEYS[t + 2], ttl + 2 * slack)

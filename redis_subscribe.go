@@ -229,6 +229,7 @@ func (pt *partition) follows(channel string) bool {
 func (pt *partition) take(channel, payload string) {
 	topic, ok := strings.CutPrefix(channel, pt.topics)
 	if !ok {
+		pt.takeCall(payload)
 		return
 	}
 	f, ok := parseFrame(topic, payload)

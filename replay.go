@@ -86,10 +86,10 @@ func (b *broker) tellGaps(c *client, gaps []gap) {
 				continue
 			}
 			g.sub.pos = g.sub.topic.floor()
-			names = append(names, g.sub.topic.name)
+			names = append(names, wireTopic(g.sub.topic.name))
 			b.counters.gaps.Add(1)
 			if c.form != formSSE {
-				b.tell(c, wsReply(c.form, g.sub.topic.name, eventGap, string(why), g.sub.pos, b.now))
+				b.tell(c, wsReply(c.form, wireTopic(g.sub.topic.name), eventGap, string(why), g.sub.pos, b.now))
 			}
 		}
 		if c.form == formSSE {
@@ -223,7 +223,7 @@ func (b *broker) applyPolicy(s *subscription) {
 	}
 	s.fallen = true
 	b.counters.slow.Add(1)
-	b.report(SlowConsumer{Client: s.client.id, Topic: s.topic.name, Policy: s.topic.policy})
+	b.report(SlowConsumer{Client: s.client.info.ID, Topic: s.topic.name, Policy: s.topic.policy})
 }
 
 // oldest returns the read whose next message has the lowest ID, nil if all are done.

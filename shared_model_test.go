@@ -390,7 +390,7 @@ func (in *instance) apply(cmd command) {
 	f.wg.Wait() // for aborts
 	ready := f.clients[f.head:]
 	if _, ok := cmd.(tick); ok { // it goes over maps: the run is to be the same every time
-		slices.SortFunc(ready, func(a, b *client) int { return cmp.Compare(a.id, b.id) })
+		slices.SortFunc(ready, func(a, b *client) int { return cmp.Compare(a.info.ID, b.info.ID) })
 		for i, l := range in.links {
 			slices.SortStableFunc(l.orders[ordered[i]:], func(a, b order) int { return cmp.Compare(a.topic, b.topic) })
 		}

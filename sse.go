@@ -32,24 +32,32 @@ func (p *Pushlet) HandleSSE(w http.ResponseWriter, r *http.Request) {
 		p.refuse(w, http.StatusMethodNotAllowed, "method not allowed")
 		return
 	}
-	topics, query, err := p.topicsOf(r)
+	wishes, query, err := p.wishesOf(r, userTopic)
 	if err != nil {
 		p.refuse(w, http.StatusBadRequest, err.Error())
 		return
 	}
-	if len(topics) == 0 {
-		topics = []string{defaultTopic}
-	}
-	if hashesCollide(topics) {
-		p.refuse(w, http.StatusBadRequest, "pushlet: these topics cannot be followed on one connection")
-		return
+	if len(wishes) == 0 {
+		wishes = []wish{{topic: defaultTopic}}
 	}
 	user, err := p.identify(r)
 	if err != nil {
 		p.refuse(w, http.StatusUnauthorized, err.Error())
 		return
 	}
-	if err := p.authorize(r, topics...); err != nil {
+	if wishes, err = withUser(wishes, user); err != nil {
+		p.refuse(w, http.StatusBadRequest, err.Error())
+		return
+	}
+	topics := make([]string, len(wishes))
+	for i := range wishes {
+		topics[i] = wishes[i].topic
+	}
+	if hashesCollide(topics) {
+		p.refuse(w, http.StatusBadRequest, "pushlet: these topics cannot be followed on one connection")
+		return
+	}
+	if err := p.authorizeAll(r, topics); err != nil {
 		p.refuse(w, http.StatusForbidden, err.Error())
 		return
 	}
@@ -103,7 +111,7 @@ func (p *Pushlet) resumeOf(r *http.Request, fromQuery string) *resume {
 	if token == "" {
 		return nil
 	}
-	if len(token) > maxToken(p.cfg.maxTopics) {
+	if len(token) > maxToken(p.cfg.maxTopics+1) {
 		return &resume{} // none of ours
 	}
 	c, ok := parseCursor(token)
@@ -165,9 +173,10 @@ func (p *Pushlet) hijackSSE(w http.ResponseWriter, r *http.Request, s *sseReques
 	t := newConnTransport(conn, p.cfg.writeTimeout, &p.heartbeat, true)
 	now := time.Now()
 	c := newClient(s.info, formSSE, t, p.env, now)
+	c.again = p.reauthorizer(r, s.info.User)
 	c.tell(appendRetry(responseHead(w.Header(), now), p.cfg.retry))
 	p.attachSSE(c, s)
-	go p.watchSSE(c, conn, s.info) // ends with the connection; conns waits for it
+	go p.watchSSE(c, conn) // ends with the connection; conns waits for it
 	return true
 }
 
@@ -217,18 +226,18 @@ func connectedHead(s *sseRequest) []byte {
 		} else {
 			b = append(b, ',')
 		}
-		b = appendJSONString(b, topic)
+		b = appendJSONString(b, wireTopic(topic))
 	}
 	return append(b, `],"resumed":`...)
 }
 
 // watchSSE waits for the end of a connection that was taken over. A client of an event
 // stream has nothing to say; what it sends is dropped.
-func (p *Pushlet) watchSSE(c *client, conn net.Conn, info Client) {
+func (p *Pushlet) watchSSE(c *client, conn net.Conn) {
 	swallow(conn, make([]byte, 64))
 	c.abort(ReasonClientClosed)
 	p.counters.sse.Add(-1)
-	p.leave(c, info)
+	p.leave(c)
 }
 
 // streamSSE serves the stream through the ResponseWriter. The handler's goroutine is the
@@ -246,6 +255,7 @@ func (p *Pushlet) streamSSE(w http.ResponseWriter, r *http.Request, s *sseReques
 	}
 	t := newControllerTransport(w, p.cfg.writeTimeout)
 	c := newClient(s.info, formSSE, t, p.env, time.Now())
+	c.again = p.reauthorizer(r, s.info.User)
 	c.wake = make(chan struct{}, 1)
 	c.gone = make(chan struct{})
 	c.tell(appendRetry(nil, p.cfg.retry))
@@ -254,7 +264,7 @@ func (p *Pushlet) streamSSE(w http.ResponseWriter, r *http.Request, s *sseReques
 	c.abort(ReasonClientClosed)
 	t.retire()
 	p.counters.sse.Add(-1)
-	p.leave(c, s.info)
+	p.leave(c)
 }
 
 // feed writes what is queued to c whenever there is something, until the end.

@@ -13,6 +13,7 @@ type Stats struct {
 	Clients   int // connections of both protocols
 	SSE       int
 	WebSocket int
+	Users     int           // distinct users that are connected here
 	Topics    int           // that have a follower or a message in history
 	Behind    int           // clients that are being fed from history
 	RedisDown time.Duration // for how long Redis has not answered; 0 if it does, or is not used
@@ -35,10 +36,10 @@ type Stats struct {
 
 // String returns the numbers in one line.
 func (s Stats) String() string {
-	return fmt.Sprintf("clients=%d sse=%d websocket=%d topics=%d behind=%d connected=%d refused=%d "+
+	return fmt.Sprintf("clients=%d sse=%d websocket=%d users=%d topics=%d behind=%d connected=%d refused=%d "+
 		"published=%d delivered=%d bytes=%d resumes=%d gaps=%d fell_behind=%d slow=%d write_timeouts=%d "+
 		"redis_down=%v redis_reads=%d rollbacks=%d",
-		s.Clients, s.SSE, s.WebSocket, s.Topics, s.Behind, s.Connected, s.Refused,
+		s.Clients, s.SSE, s.WebSocket, s.Users, s.Topics, s.Behind, s.Connected, s.Refused,
 		s.Published, s.Delivered, s.BytesSent, s.Resumes, s.Gaps, s.FellBehind, s.Slow, s.WriteTimeouts,
 		s.RedisDown.Round(time.Millisecond), s.RedisReads, s.Rollbacks)
 }
@@ -70,6 +71,7 @@ func (k *counters) wanted() (w wantedForms) {
 // gauges are what only the broker knows.
 type gauges struct {
 	topics int
+	users  int
 	behind int
 }
 
@@ -108,7 +110,7 @@ func (p *Pushlet) Stats() Stats {
 	if p.tell(census{answer}) == nil {
 		select {
 		case g := <-answer:
-			s.Topics, s.Behind = g.topics, g.behind
+			s.Topics, s.Users, s.Behind = g.topics, g.users, g.behind
 		case <-p.broker.done:
 		}
 	}

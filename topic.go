@@ -12,6 +12,7 @@ type topic struct {
 	name      string
 	hash      topicHash
 	policy    SlowPolicy
+	ofUser    bool  // what is published to a user
 	history   bool  // the log keeps messages
 	last      msgID // of its newest message; at first, where its history begins
 	subs      []*subscription
@@ -65,14 +66,24 @@ func (b *broker) subscribe(cmd *subscribe) {
 	}
 	s := b.find(c, cmd.topic)
 	switch {
-	case s == nil && cmd.topic != broadcastTopic && len(c.topics)+len(b.waiting[c]) >= b.cfg.maxTopics:
+	case s == nil && b.isOneTooMany(c, cmd.topic):
 		why := fmt.Sprintf("more than %d topics", b.cfg.maxTopics)
-		b.tell(c, wsReply(c.form, cmd.topic, eventError, why, msgID{}, cmd.now))
+		b.tell(c, wsReply(c.form, wireTopic(cmd.topic), eventError, why, msgID{}, cmd.now))
 		return
 	case b.shared != nil && b.park(c, cmd, b.needsOfSubscribe(cmd)):
 		return
 	}
 	b.subscribeNow(cmd, s)
+}
+
+// isOneTooMany reports whether a client follows as many topics as it may. That of its user and
+// the broadcast log come on top.
+func (b *broker) isOneTooMany(c *client, topic string) bool {
+	most := b.cfg.maxTopics
+	if c.info.User != "" {
+		most++
+	}
+	return topic != broadcastTopic && !isUserTopic(topic) && len(c.topics)+len(b.waiting[c]) >= most
 }
 
 // subscribeNow does it, when the topic is ready.
@@ -166,11 +177,19 @@ func (b *broker) follow(c *client, t *topic) *subscription {
 	t.followers[c.form]++
 	if t != b.all {
 		b.counters.followers[c.form].Add(1)
-		if b.presence != nil {
-			b.presence.note(t.name, c.user, 1, b.now)
-		}
 	}
+	if t.ofUser && len(t.subs) == 1 {
+		b.users++
+	}
+	b.noteFollower(t, c, 1, b.now)
 	return s
+}
+
+// noteFollower takes note of who follows a topic. Who is online is who follows the broadcast log.
+func (b *broker) noteFollower(t *topic, c *client, d int, now time.Time) {
+	if b.presence != nil && !t.ofUser {
+		b.presence.note(t.name, c.info.User, d, now)
+	}
 }
 
 func (b *broker) unfollow(s *subscription, now time.Time) {
@@ -181,11 +200,12 @@ func (b *broker) unfollow(s *subscription, now time.Time) {
 	t.subs[len(t.subs)-1] = nil
 	t.subs = t.subs[:len(t.subs)-1]
 	t.followers[c.form]--
+	if t.ofUser && len(t.subs) == 0 {
+		b.users--
+	}
+	b.noteFollower(t, c, -1, now)
 	if t != b.all {
 		b.counters.followers[c.form].Add(-1)
-		if b.presence != nil {
-			b.presence.note(t.name, c.user, -1, now)
-		}
 		for i := range c.topics {
 			if c.topics[i] == s {
 				c.topics = append(c.topics[:i], c.topics[i+1:]...)
@@ -231,6 +251,7 @@ func (b *broker) newTopic(name string) *topic {
 	t := &topic{
 		name:    name,
 		hash:    hashTopic(name),
+		ofUser:  isUserTopic(name),
 		policy:  b.cfg.slowPolicy.of(name),
 		history: !b.cfg.history.of(name).off(),
 		last:    b.floor,

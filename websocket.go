@@ -61,7 +61,7 @@ func (p *Pushlet) HandleWebSocket(w http.ResponseWriter, r *http.Request) {
 		p.refuse(w, http.StatusForbidden, "pushlet: origin not allowed")
 		return
 	}
-	topics, query, err := p.topicsOf(r)
+	wishes, _, err := p.wishesOf(r, userTopic, broadcastTopic)
 	if err != nil {
 		p.refuse(w, http.StatusBadRequest, err.Error())
 		return
@@ -71,7 +71,19 @@ func (p *Pushlet) HandleWebSocket(w http.ResponseWriter, r *http.Request) {
 		p.refuse(w, http.StatusUnauthorized, err.Error())
 		return
 	}
-	if err := p.authorize(r, topics...); err != nil {
+	if wishes, err = withUser(wishes, user); err != nil {
+		p.refuse(w, http.StatusBadRequest, err.Error())
+		return
+	}
+	// Who follows a topic follows the broadcast log, so where that is to begin comes first.
+	if i := slices.IndexFunc(wishes, func(w wish) bool { return w.topic == broadcastTopic }); i > 0 {
+		wishes = slices.Concat(wishes[i:i+1], wishes[:i], wishes[i+1:])
+	}
+	topics := make([]string, len(wishes))
+	for i := range wishes {
+		topics[i] = wishes[i].topic
+	}
+	if err := p.authorizeAll(r, topics); err != nil {
 		p.refuse(w, http.StatusForbidden, err.Error())
 		return
 	}
@@ -97,17 +109,13 @@ func (p *Pushlet) HandleWebSocket(w http.ResponseWriter, r *http.Request) {
 
 	c.tell(h.conn.handshake)
 	h.conn.handshake = nil
-	rd := &wsReader{p: p, c: c, ws: ws, conn: h.conn, buf: h.buf, transport: t, info: info}
+	rd := &wsReader{p: p, c: c, ws: ws, conn: h.conn, buf: h.buf, transport: t}
 	rd.prepare()
-	var since *string
-	if query.Has("since") {
-		s := query.Get("since")
-		since = &s
+	first := make([]*subscribe, len(wishes))
+	for i, w := range wishes {
+		first[i] = rd.follow(w.topic, w.since)
 	}
-	first := make([]*subscribe, len(topics))
-	for i, topic := range topics {
-		first[i] = rd.follow(topic, since)
-	}
+	c.again = p.reauthorizer(r, user)
 	p.broker.send(&attach{client: c, first: first})
 	if p.cfg.authorize != nil {
 		// Its context ends with this handler, but it will be asked about later topics.
@@ -223,7 +231,6 @@ type wsReader struct {
 	first     [16]byte      // wait reads into it
 	transport *connTransport
 	request   *http.Request // for authorize; nil if there is none
-	info      Client
 
 	tokens float64   // for the command rate
 	filled time.Time // when tokens was right
@@ -273,7 +280,7 @@ func (r *wsReader) read(err error) {
 	swallow(r.conn.Conn, make([]byte, 64)) // until the peer, endWrite or abort ends it
 	r.c.abort(ReasonClientClosed)
 	r.p.counters.webSocket.Add(-1)
-	r.p.leave(r.c, r.info)
+	r.p.leave(r.c)
 }
 
 // A wsError ends the connection with a close code.
@@ -419,19 +426,28 @@ func (r *wsReader) command(b []byte) {
 		return
 	}
 	for _, topic := range topics {
-		if topic != broadcastTopic {
+		switch mine := topicOfUser(r.c.info.User); {
+		case topic == broadcastTopic:
+			act(topic)
+		case topic == userTopic && mine == "":
+			r.error(topic, "this client has no user")
+		case topic == userTopic && cmd.Action == "unsubscribe":
+			r.error(topic, "it cannot be unsubscribed from")
+		case topic == userTopic:
+			act(mine)
+		default:
 			if err := checkTopic(topic); err != nil {
 				r.error("", err.Error())
 				continue
 			}
+			act(topic)
 		}
-		act(topic)
 	}
 }
 
 // subscribe follows a topic that has been checked, from a position if there is one.
 func (r *wsReader) subscribe(topic string, since *string) {
-	if err := r.p.authorize(r.request, topic); err != nil {
+	if err := r.p.authorizeAll(r.request, []string{topic}); err != nil {
 		r.error(topic, err.Error())
 		return
 	}
@@ -444,7 +460,7 @@ func (r *wsReader) follow(topic string, since *string) *subscribe {
 	cmd := &subscribe{
 		client: r.c,
 		topic:  topic,
-		hello:  appendJSONHead(nil, topic, eventSubscribed, "", now),
+		hello:  appendJSONHead(nil, wireTopic(topic), eventSubscribed, "", now),
 		now:    now,
 	}
 	if since != nil {
