@@ -111,16 +111,19 @@ func (p *Pushlet) mayPush(r *http.Request) error {
 	return err
 }
 
+// pushBody is the body of a request to HandlePush.
+type pushBody struct {
+	UIDs   json.RawMessage `json:"uids"`
+	Topics json.RawMessage `json:"topics"`
+	Events []struct {
+		Event string          `json:"event"`
+		Data  json.RawMessage `json:"data"`
+	} `json:"events"`
+}
+
 // parsePush reads the body of a request. Errors name the field.
 func parsePush(body []byte) (push Push, err error) {
-	var in struct {
-		UIDs   json.RawMessage `json:"uids"`
-		Topics json.RawMessage `json:"topics"`
-		Events []struct {
-			Event string          `json:"event"`
-			Data  json.RawMessage `json:"data"`
-		} `json:"events"`
-	}
+	var in pushBody
 	d := json.NewDecoder(bytes.NewReader(body))
 	d.DisallowUnknownFields() // "uid" would go to everyone
 	if err := d.Decode(&in); err != nil {

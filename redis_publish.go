@@ -348,15 +348,14 @@ func (b *batch) giveBack() {
 	}
 }
 
-// skip answers those that had been published before.
-func (b *batch) skip(duplicates []int) {
-	for _, i := range duplicates {
-		b.messages[i].answer(errDuplicate)
-	}
-}
-
-func (b *batch) answer(err error) {
-	for _, m := range b.messages {
+// answer tells all publishers; those of the duplicates, that it had been published before. A
+// message is answered once: then its publisher may use it for another.
+func (b *batch) answer(err error, duplicates ...int) {
+	for i, m := range b.messages {
+		if err == nil && slices.Contains(duplicates, i) {
+			m.answer(errDuplicate)
+			continue
+		}
 		m.answer(err)
 	}
 }
@@ -468,12 +467,12 @@ func (l *batchLane) attempt(b *batch) error {
 	switch verdict {
 	case "ok":
 		start, _ := reply[1].(string)
-		b.skip(l.remember(b, start))
+		duplicates := l.remember(b, start)
 		if acks < c.cfg.redis.acks {
 			b.answer(fmt.Errorf("%w: %d of %d replicas have it", ErrUncertain, acks, c.cfg.redis.acks))
 			return nil
 		}
-		b.answer(nil)
+		b.answer(nil, duplicates...)
 	case "lost":
 		kept, _ := reply[1].(int64)
 		if kept == 0 && time.Since(l.last) > rememberTime { // it has expired

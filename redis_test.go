@@ -183,6 +183,7 @@ func TestEnableDistributedMode(t *testing.T) {
 const aclRules = "~pushlet{* &pushlet{* +@connection +@scripting +@pubsub +cluster|slots " +
 	"+get +set +mget +setrange +del +pexpire +xadd +xtrim +xlen +xrange +xrevrange +memory|usage +time +info +wait " +
 	"+hset +hget +hdel +hgetall +hkeys +hincrby +sadd +srem +smembers +zadd +zrem +zrange +zrangebyscore " +
+	"+rpush +blpop " +
 	"-script|flush -script|kill -client|kill -client|pause -client|unpause -function"
 
 // TestRedisForms: every form of Redis does the same.
@@ -220,7 +221,7 @@ func TestRedisForms(t *testing.T) {
 			const query = "topic=a&topic=b&topic=c&topic=d&user=ann"
 			stays, _, _ := sites[0].connect(t, query, "")
 			leaves, _, _ := sites[1].connect(t, query, "")
-			m.expect(t, "+a ann", "+b ann", "+c ann", "+d ann")
+			m.expect(t, "+a ann", "+b ann", "+c ann", "+d ann", "+* ann")
 			publish := func(from int) {
 				for i := range 20 {
 					sites[i%2].publish(t, string(rune('a'+i%4)), fmt.Sprint(from+i))
@@ -271,6 +272,29 @@ func TestRedisForms(t *testing.T) {
 			receive(stays, 200)
 			receive(back, 200)
 			sites[0].expectPresence(t, "b", 2, map[string]int{"ann": 2})
+
+			// What is for the user, once; and its connections.
+			push := pushlet.Push{Users: []string{"ann"}, Events: []pushlet.Event{{Data: "once"}}, Key: "key"}
+			for i := range 4 {
+				results, err := sites[i%2].p.Push(t.Context(), push)
+				if check(t, err); results[0].Err != nil {
+					t.Fatal(results[0].Err)
+				}
+			}
+			check(t, sites[1].p.PublishToUsers([]string{"ann", "bob"}, "", "the last"))
+			clients, err := sites[0].p.Connections(t.Context(), "ann")
+			if check(t, err); len(clients) != 2 {
+				t.Errorf("connections %+v, want 2", clients)
+			}
+			n, err := sites[0].p.Disconnect(t.Context(), "ann", "over")
+			if check(t, err); n != 2 {
+				t.Errorf("%d disconnected, want 2", n)
+			}
+			for _, st := range []*stream{stays, back} {
+				st.expectMessages("once", "the last")
+				st.expect("pushlet.disconnected", `{"reason":"over"}`)
+				st.expectEnd()
+			}
 		})
 	}
 }
@@ -345,7 +369,7 @@ func TestRedisForgets(t *testing.T) {
 	s.publish(t, "b", "0") // nobody follows it
 	check(t, s.p.PublishToAll("", "0"))
 	st.expectMessages("0", "0")
-	m.expect(t, "+a ann")
+	m.expect(t, "+a ann", "+* ann")
 
 	keys, err := admin.Keys(t.Context(), "*").Result()
 	check(t, err)
