@@ -21,7 +21,9 @@ type config struct {
 	authorize func(*http.Request, string) error
 	origins   []string // allowed; nil: same origin
 
-	redis redisSettings
+	redis   redisSettings
+	ingest  []string // streams
+	bridges []bridge
 
 	identity      func(*http.Request) (string, error)
 	reauthorize   time.Duration // 0: never

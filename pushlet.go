@@ -114,6 +114,8 @@ func (p *Pushlet) Start() error {
 		return p.cfg.err
 	case p.state == stateRunning:
 		return nil
+	case p.cfg.redis.client == nil && len(p.cfg.ingest)+len(p.cfg.bridges) > 0:
+		return errors.New("pushlet: WithIngest and WithBridge need distributed mode")
 	}
 	p.state = stateRunning
 	if p.cfg.redis.client != nil {
@@ -130,6 +132,7 @@ func (p *Pushlet) Start() error {
 			p.background.Go(p.authorizeAgain)
 		}
 	}
+	p.startBridges()
 	if p.presence != nil {
 		report := p.presence.reportHere(make(map[string]map[string]bool))
 		if c := p.connector; c != nil {
@@ -139,6 +142,25 @@ func (p *Pushlet) Start() error {
 		p.background.Go(func() { p.presence.run(p.quiet, report) })
 	}
 	return nil
+}
+
+// startBridges begins with what one of the instances does for all. The connector ends it.
+func (p *Pushlet) startBridges() {
+	c := p.connector
+	if c == nil || len(p.cfg.ingest)+len(p.cfg.bridges) == 0 {
+		return
+	}
+	l := c.newLease()
+	c.lease = l
+	c.work.Go(l.keep)
+	for _, stream := range p.cfg.ingest {
+		in := &ingester{c: c, lease: l, stream: stream, max: p.cfg.maxMessageSize}
+		c.work.Go(in.run)
+	}
+	for _, what := range p.cfg.bridges {
+		b := &bridger{p: p, c: c, lease: l, bridge: what}
+		c.work.Go(b.run)
+	}
 }
 
 // Stop is Shutdown with a timeout of 10 seconds.
@@ -194,6 +216,9 @@ func (p *Pushlet) Shutdown(ctx context.Context) error {
 // wind ends the parts in the order in which they need each other.
 func (p *Pushlet) wind() {
 	defer close(p.stopped)
+	if p.connector != nil && p.connector.lease != nil {
+		p.connector.work.Go(p.connector.lease.giveBack)
+	}
 	ended := make(chan struct{})
 	go func() { defer close(ended); p.conns.Wait(); p.publishing.Wait() }()
 

@@ -38,6 +38,7 @@ type connector struct {
 	cancel context.CancelFunc
 	work   sync.WaitGroup
 
+	lease     *lease       // to do for all what only one is to do; nil without such a thing
 	noting    sync.Mutex   // held by note
 	downSince atomic.Int64 // Unix nanoseconds; 0 while Redis answers
 	lastErr   atomic.Pointer[error]

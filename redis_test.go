@@ -393,7 +393,7 @@ func TestRedisForgets(t *testing.T) {
 		slices.Sort(all)
 		return all
 	}
-	if got, want := channels(), []string{"my:app{0}:control", "my:app{0}:t:*", "my:app{0}:t:a"}; !slices.Equal(got, want) {
+	if got, want := channels(), []string{"my:app{0}:control", "my:app{0}:t:*", "my:app{0}:t:@user/ann", "my:app{0}:t:a"}; !slices.Equal(got, want) {
 		t.Errorf("channels %q, want %q", got, want)
 	}
 	st.close()

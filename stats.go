@@ -31,6 +31,9 @@ type Stats struct {
 	WriteTimeouts  uint64 // connections closed because they took nothing
 	ReportsDropped uint64 // calls of Hooks.OnSlow left out because it was too slow
 	RedisReads     uint64 // times a topic was read from Redis, because messages lacked
+	Ingested       uint64 // messages published by WithIngest
+	Bridged        uint64 // messages taken from channels by WithBridge
+	Rejected       uint64 // entries and messages of these that could not be published
 	Rollbacks      uint64 // times Redis had lost messages that this instance had published
 }
 
@@ -38,10 +41,10 @@ type Stats struct {
 func (s Stats) String() string {
 	return fmt.Sprintf("clients=%d sse=%d websocket=%d users=%d topics=%d behind=%d connected=%d refused=%d "+
 		"published=%d delivered=%d bytes=%d resumes=%d gaps=%d fell_behind=%d slow=%d write_timeouts=%d "+
-		"redis_down=%v redis_reads=%d rollbacks=%d",
+		"redis_down=%v redis_reads=%d ingested=%d bridged=%d rejected=%d rollbacks=%d",
 		s.Clients, s.SSE, s.WebSocket, s.Users, s.Topics, s.Behind, s.Connected, s.Refused,
 		s.Published, s.Delivered, s.BytesSent, s.Resumes, s.Gaps, s.FellBehind, s.Slow, s.WriteTimeouts,
-		s.RedisDown.Round(time.Millisecond), s.RedisReads, s.Rollbacks)
+		s.RedisDown.Round(time.Millisecond), s.RedisReads, s.Ingested, s.Bridged, s.Rejected, s.Rollbacks)
 }
 
 // counters are what the parts count as they go. All are safe for concurrent use; what
@@ -55,6 +58,8 @@ type counters struct {
 	fellBehind, slow     atomic.Uint64
 	timeouts, unreported atomic.Uint64
 	fills, rollbacks     atomic.Uint64
+	ingested, bridged    atomic.Uint64
+	rejected             atomic.Uint64
 
 	// followers counts the subscriptions to topics by form, so that publishers know
 	// which forms are wanted. A moment late is no harm: the broker builds what lacks.
@@ -94,6 +99,9 @@ func (p *Pushlet) Stats() Stats {
 		WriteTimeouts:  k.timeouts.Load(),
 		ReportsDropped: k.unreported.Load(),
 		RedisReads:     k.fills.Load(),
+		Ingested:       k.ingested.Load(),
+		Bridged:        k.bridged.Load(),
+		Rejected:       k.rejected.Load(),
 		Rollbacks:      k.rollbacks.Load(),
 	}
 	s.Clients = s.SSE + s.WebSocket
