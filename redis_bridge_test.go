@@ -153,7 +153,7 @@ func TestIngestDeath(t *testing.T) {
 			server, client := standalone(t)
 			rdb := server.Client()
 			d.at.Store(1 << 40)
-			mortal := server.Client(func(o *redis.Options) { o.Dialer = d.dial })
+			mortal := server.Client(func(o *redis.Options) { o.Dialer, o.DialerRetries = d.dial, 1 })
 			dies := newSite(t, withOptions(pushlet.WithRedis(mortal), pushlet.WithIngest("events")))
 			dies.ready(t)
 			add(t, rdb, "events", "topic", "a", "data", "first")
