@@ -369,10 +369,10 @@ func (c *Client) ExpectNone() {
 	}
 }
 
-// settled waits until all is at rest, and reports false outside a bubble.
+// settled waits until all is at rest, and reports false outside a bubble, where Wait panics.
 func settled() (ok bool) {
 	defer func() {
-		if v := recover(); v != nil && fmt.Sprint(v) != "goroutine is not in a bubble" {
+		if v := recover(); v != nil && fmt.Sprint(v) == "wait already in progress" {
 			panic(v)
 		}
 	}()
@@ -430,8 +430,9 @@ func (c *Client) Drop() {
 }
 
 // Stall makes the client stop reading, as a page that hangs or a peer that has vanished
-// without a word: it answers no pings either. The server can write until the connection's
-// buffer is full; see [WithBuffer].
+// without a word: it answers no pings either, and does not see when the server ends the
+// connection. The server can write until the connection's buffer is full; see [WithBuffer].
+// A connection that is opened later is not stalled.
 func (c *Client) Stall() { c.current().conn.stall(true) }
 
 // Unstall goes on after [Client.Stall].
@@ -442,7 +443,10 @@ func (c *Client) Unstall() { c.current().conn.stall(false) }
 // Last-Event-ID. Over WebSocket it subscribes to each topic that it follows from where it
 // stopped, to "*" first if it knows a position there, because a broadcast or an earlier
 // Subscribe("*") has given it one; "topic" and "since" are left out of the URL. A
-// connection that is still there is dropped first. If the server refuses, the test fails.
+// connection that is still there is dropped first. If the server refuses, the test fails;
+// it need not let the client follow "*" that has not asked for it by Subscribe.
+//
+// What was received before and not taken comes first with Next.
 func (c *Client) Reconnect() {
 	c.t.Helper()
 	if before, answer := c.current(), c.TryReconnect(); c.current() == before {

@@ -157,6 +157,81 @@ func TestDropInTheMiddle(t *testing.T) {
 	})
 }
 
+// TestBroadcasts has a client come back that got broadcasts: they go on where they stopped,
+// if it may follow "*" by name.
+func TestBroadcasts(t *testing.T) {
+	for _, allowed := range []bool{true, false} {
+		t.Run(fmt.Sprint("allowed ", allowed), func(t *testing.T) {
+			modes(t, func(t *testing.T, pr protocol) {
+				p := newPushlet(pushlet.WithAuthorize(func(_ *http.Request, topic string) error {
+					if topic == "*" && !allowed {
+						return errors.New("not by name")
+					}
+					return nil
+				}))
+				c := pr.connect(pushlettest.Serve(t, p), pr.path+"?topic=a&topic=b")
+				check(t, p.PublishToAll("message", "all 1"))
+				c.Expect("message", "all 1")
+				publish(t, p, "a", "a 1")
+				c.Drop()
+				check(t, p.PublishToAll("message", "all 2"))
+				publish(t, p, "b", "b 1")
+				c.Reconnect()
+				check(t, p.PublishToAll("message", "all 3"))
+				want := []string{"a 1", "all 2", "all 3", "b 1"}
+				if !allowed && !pr.sse() {
+					want = []string{"a 1", "all 3", "b 1"}
+				}
+				var got []string
+				for range want {
+					got = append(got, c.Next().Data)
+				}
+				slices.Sort(got) // one topic may overtake another
+				if !slices.Equal(got, want) {
+					t.Errorf("got %q, want %q", got, want)
+				}
+			})
+		})
+	}
+}
+
+// TestReconnectURL looks at what the server is asked when a client comes back.
+func TestReconnectURL(t *testing.T) {
+	modes(t, func(t *testing.T, pr protocol) {
+		p := newPushlet()
+		check(t, p.Start())
+		defer p.Stop()
+		asked := make(chan *http.Request, 10)
+		mux := http.NewServeMux()
+		mux.HandleFunc("/events", p.HandleSSE)
+		mux.HandleFunc("/ws", p.HandleWebSocket)
+		c := pr.connect(pushlettest.NewServer(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			asked <- r
+			mux.ServeHTTP(w, r)
+		})), pr.path+"?topic=a&token=t", pushlettest.WithHeader("Cookie", "x=y"))
+		publish(t, p, "a", "one")
+		last := c.Next()
+		c.Reconnect()
+		first, second := <-asked, <-asked
+		query, id := "token=t", ""
+		if pr.sse() {
+			query, id = "topic=a&token=t", last.ID
+		}
+		if got := first.Header.Get("Last-Event-ID"); first.URL.RawQuery != "topic=a&token=t" || got != "" {
+			t.Errorf("first %v with position %q", first.URL, got)
+		}
+		if got := second.Header.Get("Last-Event-ID"); second.URL.RawQuery != query || got != id {
+			t.Errorf("second %v with position %q, want query %q and %q", second.URL, got, query, id)
+		}
+		if second.Header.Get("Cookie") != "x=y" || second.Host != "pushlet.test" {
+			t.Errorf("host %q, header %v", second.Host, second.Header)
+		}
+		if first.RemoteAddr == second.RemoteAddr || !strings.HasPrefix(first.RemoteAddr, "192.0.2.1:") {
+			t.Errorf("from %q and %q", first.RemoteAddr, second.RemoteAddr)
+		}
+	})
+}
+
 // TestDropLosesWhatIsOnItsWay has a client that gets something only when it comes back.
 func TestDropLosesWhatIsOnItsWay(t *testing.T) {
 	modes(t, func(t *testing.T, pr protocol) {

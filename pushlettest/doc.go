@@ -35,9 +35,12 @@
 //		…
 //	})
 //
+// The library's clock ticks every second, so a day takes about a second under the race
+// detector.
+//
 // # What it is not
 //
-// Connections are HTTP/1.1 without TLS. They have no socket of the operating system, so what
+// Connections are HTTP/1.1 without TLS, on an http.Server of this package. They have no socket of the operating system, so what
 // the library does with sockets is not tested: there, a peer that has vanished is noticed
 // over SSE by what TCP does not acknowledge; here, by the write timeout. A chunk of up to 16
 // KiB, as the library writes them, has to be taken within the write timeout as a whole.
