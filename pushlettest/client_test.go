@@ -211,7 +211,9 @@ func TestReconnectURL(t *testing.T) {
 		})), pr.path+"?topic=a&token=t", pushlettest.WithHeader("Cookie", "x=y"))
 		publish(t, p, "a", "one")
 		last := c.Next()
+		old := c.Closed()
 		c.Reconnect()
+		mustBeClosed(t, old)
 		first, second := <-asked, <-asked
 		query, id := "token=t", ""
 		if pr.sse() {
@@ -242,6 +244,7 @@ func TestDropLosesWhatIsOnItsWay(t *testing.T) {
 		c.Stall()
 		publish(t, p, "a", "two", "three")
 		c.Drop()
+		mustBeClosed(t, c.Closed())
 		if end := c.WaitClosed(); !end.Cut {
 			t.Errorf("end %v, want cut", end)
 		}
@@ -270,6 +273,16 @@ func TestGap(t *testing.T) {
 	})
 }
 
+// mustBeClosed fails the test if a connection has not ended.
+func mustBeClosed(t *testing.T, closed <-chan struct{}) {
+	t.Helper()
+	select {
+	case <-closed:
+	default:
+		t.Error("the connection has not ended")
+	}
+}
+
 func TestDropAll(t *testing.T) {
 	modes(t, func(t *testing.T, pr protocol) {
 		p := newPushlet()
@@ -281,7 +294,7 @@ func TestDropAll(t *testing.T) {
 		srv.DropAll()
 		publish(t, p, "a", "one")
 		for _, c := range clients {
-			<-c.Closed()
+			mustBeClosed(t, c.Closed())
 			c.Reconnect()
 			c.Expect("message", "one")
 		}
@@ -347,6 +360,73 @@ func TestRefused(t *testing.T) {
 		pr.connect(srv, pr.path+"?topic=ben", pushlettest.WithHeader("authorization", "Bearer ben"))
 		if c, answer := pr.try(srv, "/nowhere"); c != nil || answer.Status != http.StatusNotFound {
 			t.Errorf("%v, %v", c, answer)
+		}
+	})
+}
+
+// TestSentAway has a client come back when there is no room for it, and later again.
+func TestSentAway(t *testing.T) {
+	modes(t, func(t *testing.T, pr protocol) {
+		left := make(chan bool, 10)
+		p := newPushlet(pushlet.WithMaxClients(1), pushlet.WithHooks(pushlet.Hooks{
+			OnDisconnect: func(pushlet.Client, pushlet.Reason) { left <- true },
+		}))
+		srv := pushlettest.Serve(t, p)
+		c := pr.connect(srv, pr.path+"?topic=a")
+		publish(t, p, "a", "one")
+		c.Expect("message", "one")
+		c.Drop()
+		<-left
+		var other *pushlettest.Client
+		for { // OnDisconnect is called just before the place is free
+			var answer pushlettest.Answer
+			if other, answer = pr.try(srv, pr.path+"?topic=a"); other != nil {
+				break
+			}
+			if !strings.Contains(answer.Body, "too many clients") && !strings.Contains(answer.Body, "come back later") {
+				t.Fatalf("answer %v", answer)
+			}
+		}
+		publish(t, p, "a", "two")
+		if answer := c.TryReconnect(); pr.sse() && !strings.Contains(answer.Body, "come back later") ||
+			!pr.sse() && answer.Status != http.StatusServiceUnavailable {
+			t.Errorf("answer %v", answer)
+		}
+		mustBeClosed(t, c.Closed())
+		other.Close()
+		<-left
+		for answer := c.TryReconnect(); answer.Body != ""; answer = c.TryReconnect() {
+		}
+		c.Expect("message", "two")
+		if gaps := c.Gaps(); len(gaps) > 0 {
+			t.Errorf("gaps %v", gaps)
+		}
+	})
+}
+
+// TestCleanup has the server wait for handlers when the test is over.
+func TestCleanup(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := &recorder{TB: t}
+		ended := false
+		srv := pushlettest.NewServer(r, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+			<-r.Context().Done()
+			time.Sleep(time.Hour)
+			ended = true
+		}))
+		go func() {
+			resp, err := srv.HTTPClient().Get(pushlettest.URL)
+			if err == nil {
+				resp.Body.Close()
+				t.Error("there was an answer")
+			}
+		}()
+		synctest.Wait()
+		for _, f := range slices.Backward(r.cleanups) {
+			f()
+		}
+		if !ended {
+			t.Error("the handler has not ended")
 		}
 	})
 }
@@ -561,10 +641,13 @@ func TestWaits(t *testing.T) {
 // A recorder is a test that may fail: what runs in it ends, and the failure is kept.
 type recorder struct {
 	testing.TB
-	failure string
+	failure  string
+	cleanups []func()
 }
 
 func (r *recorder) Helper() {}
+
+func (r *recorder) Cleanup(f func()) { r.cleanups = append(r.cleanups, f) }
 
 func (r *recorder) Fatal(args ...any) { r.Fatalf("%s", fmt.Sprint(args...)) }
 
@@ -584,6 +667,9 @@ func failure(t *testing.T, p *pushlet.Pushlet, pr protocol, f func(*pushlettest.
 		f(pr.connect(srv, pr.path+"?topic=a"))
 	}()
 	<-done
+	for _, f := range slices.Backward(r.cleanups) {
+		f()
+	}
 	return r.failure
 }
 
