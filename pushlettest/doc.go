@@ -36,7 +36,8 @@
 //	})
 //
 // The library's clock ticks every second, so a day takes about a second under the race
-// detector.
+// detector. Distributed mode needs a Redis, whose connections a bubble does not know of, so
+// test that outside.
 //
 // # What it is not
 //

@@ -73,7 +73,8 @@ func WithBuffer(bytes int) Option {
 
 // NewServer serves handler to clients in memory until the test is over. Then its
 // connections are cut, and it waits for its handlers. In a synctest bubble make it, and
-// the Pushlet, inside.
+// the Pushlet, inside. Stop the Pushlet in a t.Cleanup that comes before NewServer, so that it
+// is done after: a client that is stalled keeps Stop waiting.
 func NewServer(t testing.TB, handler http.Handler, options ...Option) *Server {
 	t.Helper()
 	s := &Server{
