@@ -18,9 +18,9 @@ import (
 
 // An Event is what a client received, over either protocol.
 type Event struct {
-	Topic string    // "*" is a broadcast; always empty over SSE, which does not say
-	Name  string    // as it was published; "message" if that was empty
-	Data  string    //
+	Topic string // "*" is a broadcast; always empty over SSE, which does not say
+	Name  string // as it was published; "message" if that was empty
+	Data  string
 	ID    string    // from where a client resumes after this event
 	Time  time.Time // of the message; zero over SSE, which does not say
 }
@@ -388,7 +388,8 @@ func (c *Client) Events() []Event {
 	return slices.DeleteFunc(slices.Clone(c.received), Event.reserved)
 }
 
-// Gaps returns the gaps the client was told of. If there are none nothing was lost.
+// Gaps returns the gaps the client was told of. If there are none nothing was lost of what
+// it follows; of broadcasts see [Client.Reconnect].
 func (c *Client) Gaps() (gaps []Gap) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -443,8 +444,11 @@ func (c *Client) Unstall() { c.current().conn.stall(false) }
 // Last-Event-ID. Over WebSocket it subscribes to each topic that it follows from where it
 // stopped, to "*" first if it knows a position there, because a broadcast or an earlier
 // Subscribe("*") has given it one; "topic" and "since" are left out of the URL. A
-// connection that is still there is dropped first. If the server refuses, the test fails;
-// it need not let the client follow "*" that has not asked for it by Subscribe.
+// connection that is still there is dropped first. If the server refuses, the test fails.
+//
+// A WebSocket without a position in "*" does not get the broadcasts of the meantime, and is
+// not told of a gap either: to resume them a page has to Subscribe to "*" first. The same
+// goes for one that has only got a broadcast, and may not follow "*" by name.
 //
 // What was received before and not taken comes first with Next.
 func (c *Client) Reconnect() {

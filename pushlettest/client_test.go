@@ -699,6 +699,12 @@ func TestFailures(t *testing.T) {
 			c.Next()
 		}, []string{"the connection has ended: "}},
 		{"it has not ended", func(_ *pushlet.Pushlet, c client) { c.WaitClosed() }, []string{"not within 50ms", "nothing was received"}},
+		{"a command without an answer", func(_ *pushlet.Pushlet, c client) {
+			c.Drop()
+			if err := c.TrySubscribe("b"); err != nil {
+				t.Error("the test goes on: ", err)
+			}
+		}, []string{`subscribe to "b": `}},
 		{"it is refused", func(p *pushlet.Pushlet, c client) {
 			_ = p.Stop()
 			c.Reconnect()

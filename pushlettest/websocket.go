@@ -53,12 +53,21 @@ func (c *Client) SubscribeSince(topic, since string) {
 	}
 }
 
-// TrySubscribe is Subscribe for one topic that may be refused. The error's text begins with
-// what the server said in pushlet.error.
+// TrySubscribe is Subscribe for one topic that may be refused. The error's text is what the
+// server said in pushlet.error. If there is no answer, the test fails.
 func (c *Client) TrySubscribe(topic string) error {
 	c.t.Helper()
-	return c.subscribe(topic, nil)
+	err := c.subscribe(topic, nil)
+	if no := refusal(""); err != nil && !errors.As(err, &no) {
+		c.t.Fatalf("pushlettest: subscribe to %q: %v", topic, err)
+	}
+	return err
 }
+
+// A refusal is the data of pushlet.error.
+type refusal string
+
+func (r refusal) Error() string { return string(r) }
 
 // Unsubscribe ends following topics over WebSocket, and waits for the answers.
 func (c *Client) Unsubscribe(topics ...string) {
@@ -123,8 +132,8 @@ func (c *Client) ask(cmd command, answer string) error {
 	return c.answered(n, cmd.Topic, answer)
 }
 
-// answered waits for an answer about a topic, not among the first n events. An error is
-// what pushlet.error says.
+// answered waits for an answer about a topic, not among the first n events. What
+// pushlet.error says is a refusal.
 func (c *Client) answered(n int, topic, answer string) error {
 	e, err := c.answerTo(n, func(e Event) bool {
 		switch e.Name {
@@ -136,7 +145,7 @@ func (c *Client) answered(n int, topic, answer string) error {
 		return false
 	})
 	if err == nil && e.Name != answer {
-		return errors.New(e.Data)
+		return refusal(e.Data)
 	}
 	return err
 }
