@@ -357,6 +357,14 @@ func (c *connector) lastError() error {
 	return nil
 }
 
+// excuse is why publishers may get no answer, if that is known.
+func (c *connector) excuse() error {
+	if last := c.lastError(); last != nil && c.down() > 0 {
+		return fmt.Errorf("redis: %w", last)
+	}
+	return nil
+}
+
 // down says since when Redis does not answer, 0 if it does.
 func (c *connector) down() time.Duration {
 	since := c.downSince.Load()
