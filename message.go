@@ -16,6 +16,9 @@ const (
 	// broadcastTopic is the reserved name of the log that PublishToAll appends to.
 	broadcastTopic = "*"
 
+	// userPrefix begins the names of the logs of messages for users.
+	userPrefix = "@user/"
+
 	// reservedPrefix begins the event names that only the library may send.
 	reservedPrefix = "pushlet."
 )

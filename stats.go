@@ -16,6 +16,7 @@ type Stats struct {
 	Topics    int           // that have a follower or a message in history
 	Behind    int           // clients that are being fed from history
 	RedisDown time.Duration // for how long Redis has not answered; 0 if it does, or is not used
+	StoreDown time.Duration // the same of the store of WithHistoryStore
 
 	// Since the start.
 	Connected      uint64 // connections accepted
@@ -31,16 +32,17 @@ type Stats struct {
 	ReportsDropped uint64 // calls of Hooks.OnSlow left out because it was too slow
 	RedisReads     uint64 // times a topic was read from Redis, because messages lacked
 	Rollbacks      uint64 // times Redis had lost messages that this instance had published
+	StoreReads     uint64 // times a topic was read from the store of WithHistoryStore
 }
 
 // String returns the numbers in one line.
 func (s Stats) String() string {
 	return fmt.Sprintf("clients=%d sse=%d websocket=%d topics=%d behind=%d connected=%d refused=%d "+
 		"published=%d delivered=%d bytes=%d resumes=%d gaps=%d fell_behind=%d slow=%d write_timeouts=%d "+
-		"redis_down=%v redis_reads=%d rollbacks=%d",
+		"redis_down=%v redis_reads=%d rollbacks=%d store_down=%v store_reads=%d",
 		s.Clients, s.SSE, s.WebSocket, s.Topics, s.Behind, s.Connected, s.Refused,
 		s.Published, s.Delivered, s.BytesSent, s.Resumes, s.Gaps, s.FellBehind, s.Slow, s.WriteTimeouts,
-		s.RedisDown.Round(time.Millisecond), s.RedisReads, s.Rollbacks)
+		s.RedisDown.Round(time.Millisecond), s.RedisReads, s.Rollbacks, s.StoreDown.Round(time.Millisecond), s.StoreReads)
 }
 
 // counters are what the parts count as they go. All are safe for concurrent use; what
@@ -54,6 +56,7 @@ type counters struct {
 	fellBehind, slow     atomic.Uint64
 	timeouts, unreported atomic.Uint64
 	fills, rollbacks     atomic.Uint64
+	storeReads           atomic.Uint64
 
 	// followers counts the subscriptions to topics by form, so that publishers know
 	// which forms are wanted. A moment late is no harm: the broker builds what lacks.
@@ -93,6 +96,7 @@ func (p *Pushlet) Stats() Stats {
 		ReportsDropped: k.unreported.Load(),
 		RedisReads:     k.fills.Load(),
 		Rollbacks:      k.rollbacks.Load(),
+		StoreReads:     k.storeReads.Load(),
 	}
 	s.Clients = s.SSE + s.WebSocket
 	for _, w := range p.flusher.workers {
@@ -100,8 +104,12 @@ func (p *Pushlet) Stats() Stats {
 		s.BytesSent += w.sent.Load()
 	}
 	p.gate.RLock()
-	if p.connector != nil && p.state == stateRunning {
-		s.RedisDown = p.connector.down()
+	if p.shared != nil && p.state == stateRunning {
+		if p.connector != nil {
+			s.RedisDown = p.shared.down()
+		} else {
+			s.StoreDown = p.shared.down()
+		}
 	}
 	p.gate.RUnlock()
 	answer := make(chan gauges, 1)
