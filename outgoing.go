@@ -34,11 +34,11 @@ const (
 	outAbandoned               // its publisher has left
 )
 
-var outgoingPool = sync.Pool{New: func() any {
+func newOutgoing() any {
 	m := &outgoing{done: make(chan error, 1), timer: time.NewTimer(time.Hour)}
 	m.timer.Stop()
 	return m
-}}
+}
 
 // answer tells the publisher, unless it has left.
 func (m *outgoing) answer(err error) {
@@ -57,12 +57,14 @@ type publishQueue struct {
 	now      func(m *outgoing) (taken bool) // publishes at once, for a publisher who is alone; or nil
 
 	queue   chan *outgoing
+	pool    sync.Pool    // of *outgoing; its own, since timers do not leave a synctest bubble
 	waiting atomic.Int64 // bytes of the messages that wait
 	active  atomic.Int64 // publishers that wait
 }
 
 func (q *publishQueue) init(settings *redisSettings, ended <-chan struct{}, excuse func() error) {
 	q.queue = make(chan *outgoing, settings.queue)
+	q.pool.New = newOutgoing
 	q.maxBytes, q.timeout, q.ended, q.excuse = settings.queueBytes, settings.publishWait, ended, excuse
 }
 
@@ -77,7 +79,7 @@ func (q *publishQueue) publish(ctx context.Context, topic, message string, f *fr
 	alone := q.active.Add(1) == 1
 	defer q.active.Add(-1)
 
-	m := outgoingPool.Get().(*outgoing)
+	m := q.pool.Get().(*outgoing)
 	m.topic, m.message, m.frame, m.size = topic, message, f, bytes
 	m.state.Store(outWaiting)
 	m.timer.Reset(q.timeout) // an outgoing that is not put back takes it along
@@ -103,7 +105,7 @@ func (q *publishQueue) await(ctx context.Context, m *outgoing) error {
 	case err := <-m.done:
 		m.timer.Stop()
 		m.frame = nil
-		outgoingPool.Put(m)
+		q.pool.Put(m)
 		return err
 	case <-m.timer.C:
 		cause = errTimeout

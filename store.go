@@ -241,6 +241,7 @@ func (s *storeLog) write() {
 		if err == nil {
 			wait = backoff{}
 		} else {
+			s.known = false // look again, also to see when the store works
 			again.Reset(wait.next())
 		}
 	}
@@ -589,8 +590,12 @@ func (s *storeLog) read() {
 // memory can hold, up to where the broker is. What comes after that arrives by itself.
 func (s *storeLog) readLog(o order) error {
 	positions := s.inquire([]string{o.topic})
-	if positions == nil || positions[0].isZero() {
-		return nil // nobody waits for it any more
+	if positions == nil {
+		return nil
+	}
+	if positions[0].isZero() { // nobody waits for it any more
+		_, err := s.after(o.topic, "") // but if that has failed, it matters whether it does now
+		return err
 	}
 	at, lineage := positions[0], s.lineage.Load()
 	s.mu.Lock()
