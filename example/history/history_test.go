@@ -75,7 +75,7 @@ func TestPrune(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer s.close()
+	defer func() { _ = s.close() }()
 	now := time.UnixMilli(1_800_000_000_000)
 	id := func(ago time.Duration) string { return fmt.Sprintf("%d-1500000000001", now.Add(-ago).UnixMilli()) }
 	a, b := pushlet.Audience{Topic: "a"}, pushlet.Audience{User: "a"}
@@ -198,7 +198,7 @@ func (r *reader) connect() {
 	if resumes {
 		req.Header.Set("Last-Event-ID", r.cursor)
 	}
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := http.DefaultClient.Do(req) //nolint:bodyclose // r.close does
 	if err != nil {
 		r.t.Fatal(err)
 	}

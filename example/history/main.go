@@ -41,7 +41,7 @@ func main() {
 	}
 }
 
-func run(addr, path string) error {
+func run(addr, path string) (err error) {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 
@@ -49,7 +49,7 @@ func run(addr, path string) error {
 	if err != nil {
 		return err
 	}
-	defer history.close()
+	defer func() { err = errors.Join(err, history.close()) }()
 
 	p := pushlet.New(
 		pushlet.WithHistoryStore(history),
