@@ -46,7 +46,7 @@
 //
 //	trimmed         pushed out of history by newer messages, or history is off
 //	expired         left history by age
-//	restarted       the log began anew: this process has started since, or Redis without its data
+//	restarted       the log began anew: this process has started since, or Redis or the store without its data
 //	rolled_back     Redis has lost messages that it had taken
 //	unknown_cursor  the position cannot be read, or was never given out
 //
@@ -74,6 +74,23 @@
 // published; [ErrUncertain], it may have been. A message is never published twice by itself.
 // While Redis does not answer clients stay connected, and get their heartbeats; those that
 // come after three seconds of it are asked to come back; [Pushlet.Ready] says so.
+//
+// # Your own store
+//
+// [WithHistoryStore] keeps the logs in a store of the application's own, a [History]: four
+// methods on a database. Then clients resume after this process was stopped, or killed, and
+// another has begun, without Redis. Only one process may use a store at a time.
+//
+// [Pushlet.Publish] returns nil when the store has the message, and clients get it only
+// then. Messages that wait for the store are given to it together. If the store fails, errors
+// tell what became of the message, as with Redis; one that the store turns out to have is delivered.
+// While it fails clients stay connected, and those that come later are asked to come back.
+//
+// A client resumes as far back as [WithHistory] allows and the store has messages. What the
+// store has removed is signalled as a gap. With an empty store the log begins anew: a position
+// from before the first message is good only as long as the process lives. What the store
+// gives back is checked; a message for another audience, or one that does not follow the one
+// before it, reaches nobody.
 //
 // # Who is online
 //

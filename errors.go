@@ -42,18 +42,18 @@ var (
 	// the request does not say who it is from: it gets status 401 instead of 403.
 	ErrUnauthenticated = errors.New("pushlet: unauthenticated")
 
-	// ErrUnavailable is wrapped by errors about Redis that does not answer, or does not
-	// take the message, in distributed mode. The message was surely not published.
+	// ErrUnavailable is wrapped by errors about Redis, or the store of WithHistoryStore, that
+	// does not answer, or does not take the message. The message was surely not published.
 	ErrUnavailable = errors.New("pushlet: unavailable")
 
-	// ErrUncertain is wrapped by errors of Publish in distributed mode when the message
-	// was given to Redis but it is not known whether it was taken, or whether as many
-	// replicas have it as WithReplicaAcks asks for. It may have been, or may yet be,
+	// ErrUncertain is wrapped by errors of Publish when the message was given to Redis, or
+	// to the store of WithHistoryStore, but it is not known whether it was taken, or whether
+	// as many replicas have it as WithReplicaAcks asks for. It may have been, or may yet be,
 	// published, once. Look for it first: the error may wrap others as well.
 	ErrUncertain = errors.New("pushlet: perhaps published")
 
-	// ErrOverloaded is wrapped by errors of Publish in distributed mode when more
-	// messages wait for Redis than are allowed. The message was surely not published.
+	// ErrOverloaded is wrapped by errors of Publish when more messages wait for Redis, or
+	// for the store of WithHistoryStore, than are allowed. The message was surely not published.
 	ErrOverloaded = errors.New("pushlet: too many messages wait to be published")
 )
 

@@ -22,6 +22,7 @@ type config struct {
 	origins   []string // allowed; nil: same origin
 
 	redis   redisSettings
+	store   History  // nil: memory
 	ingest  []string // streams
 	bridges []bridge
 
@@ -320,6 +321,22 @@ func WithRedis(client redis.UniversalClient) Option {
 	}
 }
 
+// WithHistoryStore keeps the logs of all topics in a store of the application's own, so that
+// clients resume after this process has ended and another has begun. Publish then
+// returns nil when the store has the message; [WithPublishTimeout] and [WithPublishQueue]
+// apply as with Redis. How far back a client may come is limited by the store and by
+// [WithHistory], which is also how much of each topic in use is in memory. Only one process
+// may use a store at a time; several share a Redis instead: with both Start returns an error.
+func WithHistoryStore(h History) Option {
+	return func(c *config) {
+		if h == nil {
+			c.reject("WithHistoryStore: nil")
+			return
+		}
+		c.store = h
+	}
+}
+
 // WithRedisPrefix sets what the names of all keys and channels in Redis begin with, so
 // that applications can share one. The default is "pushlet".
 func WithRedisPrefix(prefix string) Option {
@@ -359,14 +376,14 @@ func WithReplicaAcks(n int, timeout time.Duration) Option {
 	}
 }
 
-// WithPublishTimeout sets how long Publish waits for Redis in distributed mode. The
-// default is 5 seconds.
+// WithPublishTimeout sets how long Publish waits for Redis in distributed mode, or for the
+// store of WithHistoryStore. The default is 5 seconds.
 func WithPublishTimeout(d time.Duration) Option {
 	return positive("WithPublishTimeout", d, func(c *config) { c.redis.publishWait = d })
 }
 
 // WithPublishQueue sets how many messages, and how many bytes of them, may wait for Redis
-// in each partition. When there are more messages Publish waits for room; when there are
+// in each partition, or for the store of WithHistoryStore. When there are more messages Publish waits for room; when there are
 // more bytes it returns ErrOverloaded. The default is 8,192 messages and 64 MiB.
 func WithPublishQueue(messages, bytes int) Option {
 	return func(c *config) {

@@ -23,8 +23,8 @@ type Push struct {
 	// Key, if it is not empty, stands for this push, at most 255 bytes: what was published
 	// with the same key in the last 24 hours is not published again, by whatever instance,
 	// if it is the same in number and place. So a push that failed can be tried again.
-	// Without Redis the key is known to this process only, and the newest 100,000 messages
-	// with one.
+	// Without Redis keys are known to this process only, and only the newest 100,000; what a
+	// store of WithHistoryStore has perhaps stored (ErrUncertain) is published again.
 	Key string
 }
 
@@ -136,7 +136,7 @@ func (p *Pushlet) publishToEach(ctx context.Context, topics []string, e Event, k
 		}
 		errs[i] = p.publishOnce(ctx, topics[i], e.Name, e.Data, k)
 	}
-	if workers := min(len(topics), pushWidth); workers == 1 || !p.isShared() {
+	if workers := min(len(topics), pushWidth); workers == 1 || !p.waits() {
 		for i := range topics {
 			publish(i)
 		}
@@ -173,7 +173,7 @@ var errDuplicate = errors.New("pushlet: published before")
 // publishOnce publishes a message that has been checked, unless that was done with this key.
 // With Redis it is the script that knows.
 func (p *Pushlet) publishOnce(ctx context.Context, topic, event, data, key string) (err error) {
-	if key != "" && !p.isShared() {
+	if key != "" && !p.isDistributed() {
 		var use *keyUse
 		if use, err = p.keys.begin(ctx, key); err != nil {
 			return err
@@ -187,11 +187,18 @@ func (p *Pushlet) publishOnce(ctx context.Context, topic, event, data, key strin
 	return err
 }
 
-// isShared reports whether messages go through Redis.
-func (p *Pushlet) isShared() bool {
+// isDistributed reports whether messages go through Redis.
+func (p *Pushlet) isDistributed() bool {
 	p.gate.RLock()
 	defer p.gate.RUnlock()
 	return p.connector != nil
+}
+
+// waits reports whether publishing waits, for Redis or a store.
+func (p *Pushlet) waits() bool {
+	p.gate.RLock()
+	defer p.gate.RUnlock()
+	return p.shared != nil
 }
 
 // reach counts the clients of this instance that follow each of the topics.

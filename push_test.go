@@ -137,7 +137,7 @@ func TestHandlePushStates(t *testing.T) {
 // TestPushKey: what is pushed again with the same key is not published again, also when two
 // do so at once, and on another instance.
 func TestPushKey(t *testing.T) {
-	for _, db := range []string{"alone", "redis"} {
+	for _, db := range []string{"alone", "redis", "store"} {
 		t.Run(db, func(t *testing.T) {
 			sites := usersSites(t, db)
 			one, other := sites[0], sites[len(sites)-1]

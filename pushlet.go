@@ -25,7 +25,8 @@ type Pushlet struct {
 	presence *presence // nil: off
 
 	// Set by Start, immutable afterwards.
-	connector *connector // nil but in distributed mode
+	shared    messageLog // what keeps the logs; nil: the broker, in memory
+	connector *connector // shared, in distributed mode; else nil
 
 	counters   counters
 	heartbeat  atomic.Int64  // nanoseconds
@@ -35,7 +36,7 @@ type Pushlet struct {
 	keys       keyring        // of what was published with a key
 	open       atomic.Int64   // connections admitted, against the limit
 	conns      sync.WaitGroup // one for each connection admitted
-	publishing sync.WaitGroup // calls of Publish in distributed mode
+	publishing sync.WaitGroup // calls of Publish that wait for Redis or a store
 	background sync.WaitGroup // clock and reporter
 	quiet      chan struct{}  // closed by wind: the background goroutines are to end
 	force      chan struct{}  // closed by Shutdown: do not wait for the clients any more
@@ -46,6 +47,20 @@ type Pushlet struct {
 	// so that after Shutdown has changed the state nobody does any more.
 	gate  sync.RWMutex
 	state state
+}
+
+// A messageLog keeps the logs outside this process: Redis, or a store of the
+// application's own.
+type messageLog interface {
+	sharedLog
+	// publish returns nil when the log has the message.
+	publish(ctx context.Context, topic, event, data, key string) error
+	start()
+	yield()              // publishers that still wait get an error
+	stop()               // ends everything, and waits for it
+	down() time.Duration // since when it does not answer, 0 if it does
+	lastError() error
+	name() string
 }
 
 type state uint8
@@ -62,7 +77,7 @@ const (
 	slowReports = 256              // reports that wait for Hooks.OnSlow
 
 	// downTolerance is for how long Redis may be away before new clients are refused.
-	downTolerance = 3 * time.Second
+	downTolerance = 3 * time.Second // or the store
 )
 
 // New returns a Pushlet that is ready to be mounted and started. Options that cannot be
@@ -117,11 +132,21 @@ func (p *Pushlet) Start() error {
 	case p.cfg.redis.client == nil && len(p.cfg.ingest)+len(p.cfg.bridges) > 0:
 		return errors.New("pushlet: WithIngest and WithBridge need distributed mode")
 	}
+	if p.cfg.redis.client != nil && p.cfg.store != nil {
+		p.log.Println("not started:", errTwoLogs)
+		return errTwoLogs
+	}
 	p.state = stateRunning
-	if p.cfg.redis.client != nil {
+	switch {
+	case p.cfg.redis.client != nil:
 		p.connector = newConnector(&p.cfg, p.broker, &p.counters, p.log)
-		p.broker.share(p.connector)
-		p.connector.start()
+		p.shared = p.connector
+	case p.cfg.store != nil:
+		p.shared = newStoreLog(p)
+	}
+	if p.shared != nil {
+		p.broker.share(p.shared)
+		p.shared.start()
 	}
 	p.flusher.start()
 	go p.broker.run() // wind waits for broker.done
@@ -162,6 +187,8 @@ func (p *Pushlet) startBridges() {
 		c.work.Go(b.run)
 	}
 }
+
+var errTwoLogs = errors.New("pushlet: WithHistoryStore is for one process; several share a Redis: choose one of the two")
 
 // Stop is Shutdown with a timeout of 10 seconds.
 func (p *Pushlet) Stop() error {
@@ -227,18 +254,18 @@ func (p *Pushlet) wind() {
 	case <-ended:
 	case <-p.force:
 		p.broker.send(disband{})
-		if p.connector != nil {
-			p.connector.cancel()
+		if p.shared != nil {
+			p.shared.yield()
 		}
 		<-ended
 	}
 	close(p.quiet)
 	p.background.Wait()
-	if p.connector != nil {
-		if p.presence != nil {
-			p.connector.leavePresence(p.presence.grace)
-		}
-		p.connector.stop()
+	if p.connector != nil && p.presence != nil {
+		p.connector.leavePresence(p.presence.grace)
+	}
+	if p.shared != nil {
+		p.shared.stop()
 	}
 	p.broker.send(quit{})
 	<-p.broker.done
@@ -254,8 +281,8 @@ func (p *Pushlet) wind() {
 // ErrNotStarted or ErrClosed; then nothing was published. Bytes of event and data that
 // are not UTF-8 become U+FFFD.
 //
-// In distributed mode it returns nil when Redis has the message, and waits for that for
-// the time of WithPublishTimeout. Then errors may also wrap ErrUnavailable or
+// In distributed mode it returns nil when Redis has the message, with WithHistoryStore when
+// the store has it, and waits for that for the time of WithPublishTimeout. Then errors may also wrap ErrUnavailable or
 // ErrOverloaded, when the message was surely not published, or ErrUncertain, when it may
 // have been.
 func (p *Pushlet) Publish(topic, event, data string) error {
@@ -263,7 +290,7 @@ func (p *Pushlet) Publish(topic, event, data string) error {
 }
 
 // PublishContext is Publish that waits no longer than until ctx is done; the error then
-// wraps the context's cause too. Without distributed mode ctx is not looked at.
+// wraps the context's cause too. Without Redis or a store ctx is not looked at.
 func (p *Pushlet) PublishContext(ctx context.Context, topic, event, data string) error {
 	if err := checkTopic(topic); err != nil {
 		return err
@@ -301,25 +328,26 @@ func (p *Pushlet) check(event, data string) error {
 	return checkData(data, p.cfg.maxMessageSize)
 }
 
-// hand gives a message that has been checked to the broker, or to Redis, which knows keys.
+// hand gives a message that has been checked to the broker, to the store, or to Redis, which
+// knows keys.
 func (p *Pushlet) hand(ctx context.Context, topic, event, data, key string) error {
 	p.gate.RLock()
 	err := p.state.err()
-	c := p.connector
-	if err == nil && c != nil {
+	log := p.shared
+	if err == nil && log != nil {
 		p.publishing.Add(1)
 	}
 	p.gate.RUnlock()
 	switch {
 	case err != nil:
 		return err
-	case c == nil:
+	case log == nil:
 		f := newFrame(topic, event, data, time.Now())
 		f.encode(p.counters.wanted())
 		return p.tell(f)
 	}
 	defer p.publishing.Done()
-	return c.publish(ctx, topic, event, data, key)
+	return log.publish(ctx, topic, event, data, key)
 }
 
 // tell gives the broker a command if the Pushlet is running.
@@ -345,20 +373,20 @@ func (s state) err() error {
 }
 
 // Ready reports whether this instance can do its work: nil if so. Otherwise it is
-// ErrNotStarted, ErrClosed, or an error that wraps ErrUnavailable while Redis does not
-// answer. It does not wait.
+// ErrNotStarted, ErrClosed, or an error that wraps ErrUnavailable while Redis, or the store of
+// WithHistoryStore, does not answer. It does not wait.
 func (p *Pushlet) Ready() error {
 	p.gate.RLock()
 	defer p.gate.RUnlock()
 	if err := p.state.err(); err != nil {
 		return err
 	}
-	if p.connector == nil {
+	if p.shared == nil {
 		return nil
 	}
-	if d := p.connector.down(); d > 0 {
-		err := fmt.Errorf("%w: redis has not answered for %v", ErrUnavailable, d.Round(time.Millisecond))
-		if last := p.connector.lastError(); last != nil {
+	if d := p.shared.down(); d > 0 {
+		err := fmt.Errorf("%w: %s has not answered for %v", ErrUnavailable, p.shared.name(), d.Round(time.Millisecond))
+		if last := p.shared.lastError(); last != nil {
 			err = fmt.Errorf("%w: %w", err, last)
 		}
 		return err
@@ -376,8 +404,8 @@ func (p *Pushlet) admit() error {
 	if err := p.state.err(); err != nil {
 		return err
 	}
-	if p.connector != nil && p.connector.down() > downTolerance {
-		return fmt.Errorf("%w: redis does not answer", ErrUnavailable)
+	if p.shared != nil && p.shared.down() > downTolerance {
+		return fmt.Errorf("%w: %s does not answer", ErrUnavailable, p.shared.name())
 	}
 	if p.open.Add(1) > int64(p.cfg.maxClients) {
 		p.open.Add(-1)

@@ -211,6 +211,11 @@ func (c *connector) start() {
 	}
 }
 
+func (c *connector) name() string { return "redis" }
+
+// yield lets publishers that still wait have an error.
+func (c *connector) yield() { c.cancel() }
+
 // stop ends everything. Publishers that still wait get an error.
 func (c *connector) stop() {
 	c.cancel()
@@ -321,13 +326,16 @@ func (b *backoff) next() time.Duration {
 }
 
 // pause waits, and reports false if the connector has ended.
-func (c *connector) pause(d time.Duration) bool {
+func (c *connector) pause(d time.Duration) bool { return pause(c.ctx, d) }
+
+// pause waits, and reports false if ctx is done.
+func pause(ctx context.Context, d time.Duration) bool {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
 	case <-timer.C:
 		return true
-	case <-c.ctx.Done():
+	case <-ctx.Done():
 		return false
 	}
 }
@@ -358,9 +366,19 @@ func (c *connector) lastError() error {
 	return nil
 }
 
+// excuse is why publishers may get no answer, if that is known.
+func (c *connector) excuse() error {
+	if last := c.lastError(); last != nil && c.down() > 0 {
+		return fmt.Errorf("redis: %w", last)
+	}
+	return nil
+}
+
 // down says since when Redis does not answer, 0 if it does.
-func (c *connector) down() time.Duration {
-	since := c.downSince.Load()
+func (c *connector) down() time.Duration { return sinceNano(c.downSince.Load()) }
+
+// sinceNano is how long ago that was, in Unix nanoseconds; 0 for never.
+func sinceNano(since int64) time.Duration {
 	if since == 0 {
 		return 0
 	}

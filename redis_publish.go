@@ -8,8 +8,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -21,17 +19,13 @@ import (
 
 // A publisher is the part of a partition that sends.
 type publisher struct {
-	queue   chan *outgoing
-	waiting atomic.Int64 // bytes of the messages that wait
-	active  atomic.Int64 // publishers that wait
-	lanes   []*batchLane
+	publishQueue
+	lanes []*batchLane
 }
 
 const (
 	lanesPerPartition = 2 // one gathers while the other waits for Redis
 	clusterLanes      = 1
-	maxBatch          = 256
-	maxBatchBytes     = 1 << 20
 	// rememberBatches and rememberTime bound what a lane knows of what it has published,
 	// to say what is gone if Redis goes back.
 	rememberBatches = 4096
@@ -39,7 +33,7 @@ const (
 )
 
 func (pb *publisher) init(pt *partition, cfg *config) {
-	pb.queue = make(chan *outgoing, cfg.redis.queue)
+	pb.publishQueue.init(&cfg.redis, pt.c.ctx.Done(), pt.c.excuse)
 	n := lanesPerPartition
 	if pt.c.cluster != nil {
 		n = clusterLanes
@@ -56,28 +50,10 @@ func (pb *publisher) init(pt *partition, cfg *config) {
 		l.free <- struct{}{}
 		pb.lanes = append(pb.lanes, l)
 	}
+	if cfg.redis.publishWait >= redisTimeout+cfg.redis.acksTimeout {
+		pb.now = pb.lanes[0].publishNow
+	}
 }
-
-// An outgoing is a message that waits to be published. Its state says who may give it up.
-type outgoing struct {
-	topic, message string
-	key            string // of Redis, or "": what was published with it is not published again
-	state          atomic.Uint32
-	done           chan error // holds one
-	timer          *time.Timer
-}
-
-const (
-	outWaiting   uint32 = iota // its publisher may leave: it was surely not published
-	outSent                    // given to Redis
-	outAbandoned               // its publisher has left
-)
-
-var outgoingPool = sync.Pool{New: func() any {
-	m := &outgoing{done: make(chan error, 1), timer: time.NewTimer(time.Hour)}
-	m.timer.Stop()
-	return m
-}}
 
 // payloadOf is a message as it is in Redis: the time in milliseconds, the length of the
 // event name, and both texts.
@@ -102,71 +78,14 @@ func (c *connector) publish(ctx context.Context, topic, event, data, key string)
 	}
 	payload := payloadOf(validUTF8(event), validUTF8(data), time.Now())
 	pt := c.partition(topic)
-	size := int64(len(payload))
-	if pt.waiting.Add(size) > int64(c.cfg.redis.queueBytes) && pt.waiting.Load() != size {
-		pt.waiting.Add(-size)
-		return fmt.Errorf("%w: over %d bytes", ErrOverloaded, c.cfg.redis.queueBytes)
+	if key != "" {
+		key = pt.keyOf(key)
 	}
-	defer pt.waiting.Add(-size)
-	alone := pt.active.Add(1) == 1
-	defer pt.active.Add(-1)
-
-	m := outgoingPool.Get().(*outgoing)
-	if m.topic, m.message, m.key = topic, payload, key; key != "" {
-		m.key = pt.keyOf(key)
-	}
-	m.state.Store(outWaiting)
-	m.timer.Reset(c.cfg.redis.publishWait) // an outgoing that is not put back takes it along
-	if alone && ctx.Done() == nil && c.cfg.redis.publishWait >= redisTimeout+c.cfg.redis.acksTimeout && pt.lanes[0].publishNow(m) {
-		return c.await(ctx, m)
-	}
-	select {
-	case pt.queue <- m:
-	case <-m.timer.C:
-		return fmt.Errorf("%w: %w", ErrOverloaded, errTimeout)
-	case <-ctx.Done():
-		return fmt.Errorf("%w: %w", ErrOverloaded, context.Cause(ctx))
-	case <-c.ctx.Done():
-		return ErrClosed
-	}
-	return c.await(ctx, m)
+	return pt.publish(ctx, topic, payload, key, nil, len(payload))
 }
 
 // keyOf is where Redis remembers what was published with a key.
 func (pt *partition) keyOf(key string) string { return pt.tag + "k:" + key }
-
-// await returns when the message has been answered, or it is given up.
-func (c *connector) await(ctx context.Context, m *outgoing) error {
-	var cause error
-	select {
-	case err := <-m.done:
-		m.timer.Stop()
-		outgoingPool.Put(m)
-		return err
-	case <-m.timer.C:
-		cause = errTimeout
-	case <-ctx.Done():
-		cause = context.Cause(ctx)
-	case <-c.ctx.Done():
-		cause = ErrClosed
-	}
-	if m.state.CompareAndSwap(outWaiting, outAbandoned) {
-		if cause == ErrClosed { //nolint:errorlint // it was set just above
-			return cause
-		}
-		err := fmt.Errorf("%w: %w", ErrUnavailable, cause)
-		if last := c.lastError(); last != nil && c.down() > 0 {
-			err = fmt.Errorf("%w: redis: %w", err, last)
-		}
-		return err
-	}
-	if m.state.CompareAndSwap(outSent, outAbandoned) {
-		return fmt.Errorf("%w: %w", ErrUncertain, cause)
-	}
-	return <-m.done // it was answered just now
-}
-
-var errTimeout = errors.New("no answer within the time of WithPublishTimeout")
 
 // A batchLane publishes one batch after the other. What follows free belongs to whoever has
 // taken the token from it: as a rule the lane's goroutine; or a publisher that finds it
@@ -203,7 +122,7 @@ type pastBatch struct {
 
 // A batch is what one script call publishes.
 type batch struct {
-	messages []*outgoing
+	messages batchOf
 	topics   []string       // each once
 	index    map[string]int // in topics, from 1
 	keys     []*string      // of those messages that have one
@@ -289,48 +208,26 @@ func (l *batchLane) drain() {
 	}
 }
 
-// answer tells the publisher, unless it has left.
-func (m *outgoing) answer(err error) {
-	if m.state.Swap(outAbandoned) != outAbandoned {
-		m.done <- err
-	}
-}
-
 // gather begins a batch of m and what else waits, up to the limits. Without m it is empty.
 func (l *batchLane) gather(m *outgoing) {
 	b := &l.batch
-	clear(b.messages)
-	b.messages, b.topics, b.keys = b.messages[:0], b.topics[:0], b.keys[:0]
+	b.topics, b.keys = b.topics[:0], b.keys[:0]
 	b.empty, b.frozen, b.nonce = m == nil, false, newNonce()
 	l.number++
-	size := 0
-	for m != nil {
-		b.messages = append(b.messages, m)
-		size += len(m.message)
-		if len(b.messages) == maxBatch || size >= maxBatchBytes {
-			return
-		}
-		select {
-		case m = <-l.pt.queue:
-		default:
-			return
-		}
+	if b.empty {
+		clear(b.messages)
+		b.messages = b.messages[:0]
+		return
 	}
+	b.messages = b.messages.gather(m, l.pt.queue)
 }
 
-// take marks the messages as sent and leaves out those whose publisher has left.
+// take leaves out messages whose publisher has left, and lists the topics of the others.
 func (b *batch) take() {
-	kept := b.messages[:0]
-	for _, m := range b.messages {
-		if m.state.CompareAndSwap(outWaiting, outSent) {
-			kept = append(kept, m)
-		}
-	}
-	clear(b.messages[len(kept):])
-	b.messages = kept
+	b.messages = b.messages.take()
 	clear(b.index)
 	b.topics, b.keys = b.topics[:0], b.keys[:0]
-	for _, m := range kept {
+	for _, m := range b.messages {
 		if m.key != "" {
 			b.keys = append(b.keys, &m.key)
 		}
@@ -339,35 +236,6 @@ func (b *batch) take() {
 			b.index[m.topic] = len(b.topics)
 		}
 	}
-}
-
-// giveBack lets the publishers of messages that were not published leave.
-func (b *batch) giveBack() {
-	for _, m := range b.messages {
-		m.state.CompareAndSwap(outSent, outWaiting)
-	}
-}
-
-// answer tells all publishers; those of the duplicates, that it had been published before. A
-// message is answered once: then its publisher may use it for another.
-func (b *batch) answer(err error, duplicates ...int) {
-	for i, m := range b.messages {
-		if err == nil && slices.Contains(duplicates, i) {
-			m.answer(errDuplicate)
-			continue
-		}
-		m.answer(err)
-	}
-}
-
-// awaited reports whether somebody still waits for an answer.
-func (b *batch) awaited() bool {
-	for _, m := range b.messages {
-		if m.state.Load() != outAbandoned {
-			return true
-		}
-	}
-	return false
 }
 
 // send publishes the batch, and tries again until Redis has answered or nobody waits.
@@ -421,12 +289,12 @@ func (l *batchLane) try() (over bool) {
 	}
 	switch {
 	case l.pt.c.ctx.Err() != nil || what == faultLasting:
-		b.answer(fmt.Errorf("%w: redis: %w", kind, err))
-	case b.frozen && b.awaited():
+		b.messages.answer(fmt.Errorf("%w: redis: %w", kind, err))
+	case b.frozen && b.messages.awaited():
 		return false
 	case !b.frozen && !b.empty:
-		b.giveBack()
-		if b.awaited() {
+		b.messages.giveBack()
+		if b.messages.awaited() {
 			return false
 		}
 	}
@@ -469,10 +337,10 @@ func (l *batchLane) attempt(b *batch) error {
 		start, _ := reply[1].(string)
 		duplicates := l.remember(b, start)
 		if acks < c.cfg.redis.acks {
-			b.answer(fmt.Errorf("%w: %d of %d replicas have it", ErrUncertain, acks, c.cfg.redis.acks))
+			b.messages.answer(fmt.Errorf("%w: %d of %d replicas have it", ErrUncertain, acks, c.cfg.redis.acks))
 			return nil
 		}
-		b.answer(nil, duplicates...)
+		b.messages.answer(nil, duplicates...)
 	case "lost":
 		kept, _ := reply[1].(int64)
 		if kept == 0 && time.Since(l.last) > rememberTime { // it has expired
@@ -484,7 +352,7 @@ func (l *batchLane) attempt(b *batch) error {
 		}
 		return l.attempt(b)
 	default: // stale: cannot be, unless two have the same name
-		b.answer(fmt.Errorf("%w: redis answers %q", ErrUncertain, verdict))
+		b.messages.answer(fmt.Errorf("%w: redis answers %q", ErrUncertain, verdict))
 	}
 	return nil
 }

@@ -13,6 +13,9 @@ import (
 // The connector does the I/O. The two never wait for each other: the broker asks by
 // methods of sharedLog, which only take note, and is answered by commands.
 
+// With a store of the application's own (store.go) it is the same, with one instance and
+// the storeLog for a connector.
+
 // A sharedLog is the connector as the broker sees it. Its methods do not block.
 type sharedLog interface {
 	// follow asks for all messages of a topic from now on, until unfollow. The first
@@ -55,6 +58,7 @@ type (
 		lineage uint64
 		now     uint64
 		frames  []*frame
+		sure    bool // what is not there was removed, and all newer messages arrive by themselves
 	}
 	// inquiry asks where the broker is in topics; answer has room for it.
 	inquiry struct {
@@ -381,7 +385,7 @@ func (b *broker) filled(cmd *filled) {
 		return
 	}
 	b.prepend(t, cmd.frames)
-	if t.last == s.asked && !b.checkLoss(t, cmd) {
+	if t.last == s.asked && !cmd.sure && !b.checkLoss(t, cmd) {
 		return // it has asked for a mark
 	}
 	for _, f := range cmd.frames {

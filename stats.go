@@ -17,6 +17,7 @@ type Stats struct {
 	Topics    int           // that have a follower or a message in history
 	Behind    int           // clients that are being fed from history
 	RedisDown time.Duration // for how long Redis has not answered; 0 if it does, or is not used
+	StoreDown time.Duration // the same of the store of WithHistoryStore
 
 	// Since the start.
 	Connected      uint64 // connections accepted
@@ -35,16 +36,18 @@ type Stats struct {
 	Bridged        uint64 // messages taken from channels by WithBridge
 	Rejected       uint64 // entries and messages of these that could not be published
 	Rollbacks      uint64 // times Redis had lost messages that this instance had published
+	StoreReads     uint64 // times a topic was read from the store of WithHistoryStore
 }
 
 // String returns the numbers in one line.
 func (s Stats) String() string {
 	return fmt.Sprintf("clients=%d sse=%d websocket=%d users=%d topics=%d behind=%d connected=%d refused=%d "+
 		"published=%d delivered=%d bytes=%d resumes=%d gaps=%d fell_behind=%d slow=%d write_timeouts=%d "+
-		"redis_down=%v redis_reads=%d ingested=%d bridged=%d rejected=%d rollbacks=%d",
+		"redis_down=%v redis_reads=%d ingested=%d bridged=%d rejected=%d rollbacks=%d store_down=%v store_reads=%d",
 		s.Clients, s.SSE, s.WebSocket, s.Users, s.Topics, s.Behind, s.Connected, s.Refused,
 		s.Published, s.Delivered, s.BytesSent, s.Resumes, s.Gaps, s.FellBehind, s.Slow, s.WriteTimeouts,
-		s.RedisDown.Round(time.Millisecond), s.RedisReads, s.Ingested, s.Bridged, s.Rejected, s.Rollbacks)
+		s.RedisDown.Round(time.Millisecond), s.RedisReads, s.Ingested, s.Bridged, s.Rejected, s.Rollbacks,
+		s.StoreDown.Round(time.Millisecond), s.StoreReads)
 }
 
 // counters are what the parts count as they go. All are safe for concurrent use; what
@@ -60,6 +63,7 @@ type counters struct {
 	fills, rollbacks     atomic.Uint64
 	ingested, bridged    atomic.Uint64
 	rejected             atomic.Uint64
+	storeReads           atomic.Uint64
 
 	// followers counts the subscriptions to topics by form, so that publishers know
 	// which forms are wanted. A moment late is no harm: the broker builds what lacks.
@@ -103,6 +107,7 @@ func (p *Pushlet) Stats() Stats {
 		Bridged:        k.bridged.Load(),
 		Rejected:       k.rejected.Load(),
 		Rollbacks:      k.rollbacks.Load(),
+		StoreReads:     k.storeReads.Load(),
 	}
 	s.Clients = s.SSE + s.WebSocket
 	for _, w := range p.flusher.workers {
@@ -110,8 +115,12 @@ func (p *Pushlet) Stats() Stats {
 		s.BytesSent += w.sent.Load()
 	}
 	p.gate.RLock()
-	if p.connector != nil && p.state == stateRunning {
-		s.RedisDown = p.connector.down()
+	if p.shared != nil && p.state == stateRunning {
+		if p.connector != nil {
+			s.RedisDown = p.shared.down()
+		} else {
+			s.StoreDown = p.shared.down()
+		}
 	}
 	p.gate.RUnlock()
 	answer := make(chan gauges, 1)

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/usual2970/pushlet"
+	"github.com/usual2970/pushlet/pushlettest"
 )
 
 // userOf takes the user of a connection from its URL.
@@ -21,7 +22,7 @@ func userOf(r *http.Request) (string, error) { return r.URL.Query().Get("user"),
 func withUsers() siteOption { return withOptions(pushlet.WithIdentity(userOf)) }
 
 func TestPublishToUsers(t *testing.T) {
-	for _, db := range []string{"alone", "redis"} {
+	for _, db := range []string{"alone", "redis", "store"} {
 		t.Run(db, func(t *testing.T) {
 			sites := usersSites(t, db)
 			one, other := sites[0], sites[len(sites)-1]
@@ -68,8 +69,11 @@ func (s *site) clientsGoneTo(t testing.TB, n int) {
 }
 
 func usersSites(t *testing.T, db string) []*site {
-	if db == "alone" {
+	switch db {
+	case "alone":
 		return []*site{newSite(t, withUsers())}
+	case "store":
+		return []*site{newSite(t, withUsers(), withOptions(pushlet.WithHistoryStore(pushlettest.NewMemoryHistory())))}
 	}
 	_, client := standalone(t)
 	return instances(t, 2, client, pushlet.WithIdentity(userOf))
