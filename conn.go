@@ -51,6 +51,7 @@ func (p *Pushlet) wishesOf(r *http.Request, reserved ...string) (wishes []wish, 
 	if len(since) > 1 && len(since) != len(query["topic"]) {
 		return nil, nil, errors.New("pushlet: since: one for all topics, or one for each")
 	}
+	ordinary := 0
 	for i, topic := range query["topic"] {
 		if topic == "" || topic == "/" || slices.ContainsFunc(wishes, func(w wish) bool { return w.topic == topic }) {
 			continue
@@ -59,9 +60,9 @@ func (p *Pushlet) wishesOf(r *http.Request, reserved ...string) (wishes []wish, 
 			if err := checkTopic(topic); err != nil {
 				return nil, nil, err
 			}
-		}
-		if len(wishes) >= p.cfg.maxTopics+len(reserved) {
-			return nil, nil, fmt.Errorf("pushlet: more than %d topics", p.cfg.maxTopics)
+			if ordinary++; ordinary > p.cfg.maxTopics {
+				return nil, nil, fmt.Errorf("pushlet: more than %d topics", p.cfg.maxTopics)
+			}
 		}
 		w := wish{topic: topic}
 		if len(since) > 0 {

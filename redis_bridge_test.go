@@ -49,13 +49,10 @@ func TestIngest(t *testing.T) {
 	rdb := server.Client()
 	add(t, rdb, "events", "topic", "a", "data", "before any instance came")
 	sites := instances(t, 2, client, pushlet.WithIdentity(userOf), pushlet.WithIngest("events"), pushlet.WithMaxMessageSize(100))
+	eventually(t, "what was there before", func() bool { return sites[0].p.Stats().Ingested+sites[1].p.Stats().Ingested == 1 })
 	st, _, _ := sites[1].connect(t, "topic=a&topic=b&user=ann", "")
 	for i := range 600 {
 		add(t, rdb, "events", "topic", string(rune('a'+i%2)), "data", i)
-	}
-	first := st.next() // perhaps it was there before st
-	if first.data != "before any instance came" {
-		st.ready = append([]event{first}, st.ready...)
 	}
 	st.expectNumbers(0, 600, 2)
 	add(t, rdb, "events", "user", "ann", "event", "note", "data", "for ann")
