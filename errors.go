@@ -58,7 +58,7 @@ const (
 	ReasonMaxAge       Reason = "maximum age"        // WithMaxConnectionAge
 	ReasonIdle         Reason = "idle"               // WithIdleTimeout
 	ReasonShutdown     Reason = "shutdown"           // Stop or Shutdown
-	ReasonUnavailable  Reason = "unavailable"        // Redis was down when the client came
+	ReasonUnavailable  Reason = "unavailable"        // Redis, or the store, was down when the client came
 )
 
 // Why a client was told that messages are missing. The names are those of the wire.
