@@ -113,6 +113,24 @@ func (h *faultyHistory) Newest(ctx context.Context) (id string, err error) {
 	return id, err
 }
 
+func TestAudience(t *testing.T) {
+	t.Parallel()
+	for topic, want := range map[string]pushlet.Audience{
+		"news":          {Topic: "news"},
+		"*":             {},
+		"@user/u001":    {User: "u001"},
+		"@user/a/b":     {User: "a/b"},
+		"@user/@user/*": {User: "@user/*"},
+		"@user/":        {Topic: "@user/"}, // never everyone
+		"@users/a":      {Topic: "@users/a"},
+		"user/a":        {Topic: "user/a"},
+	} {
+		if got := pushlet.AudienceOf(topic); got != want || got.String() != topic {
+			t.Errorf("%q is for %+v, %q; want %+v", topic, got, got.String(), want)
+		}
+	}
+}
+
 // storeSite is a process with that store.
 func storeSite(t testing.TB, h pushlet.History, options ...pushlet.Option) *site {
 	t.Helper()
