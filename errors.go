@@ -71,7 +71,7 @@ const (
 	ReasonMaxAge       Reason = "maximum age"        // WithMaxConnectionAge
 	ReasonIdle         Reason = "idle"               // WithIdleTimeout
 	ReasonShutdown     Reason = "shutdown"           // Stop or Shutdown
-	ReasonUnavailable  Reason = "unavailable"        // Redis was down when the client came
+	ReasonUnavailable  Reason = "unavailable"        // Redis, or the store, was down when the client came
 	ReasonDisconnected Reason = "disconnected"       // Disconnect or DisconnectClient, without a reason of the application's
 	ReasonUnauthorized Reason = "unauthorized"       // refused when it was asked again, WithReauthorize
 )

@@ -19,6 +19,7 @@ import (
 	"github.com/gorilla/websocket"
 
 	"github.com/usual2970/pushlet"
+	"github.com/usual2970/pushlet/pushlettest"
 )
 
 // A server that pushes, and a client that reads the stream with nothing but net/http.
@@ -351,6 +352,59 @@ func ExampleWithLogger() {
 	// Output:
 	// level=INFO msg="pushlet: heartbeat interval -1s is not positive"
 	// pushlet: heartbeat interval -1s is not positive
+}
+
+// A store of the application's own: a client resumes though the server that it was
+// connected to has ended. The store here is in memory, so both servers are of one process.
+func ExampleWithHistoryStore() {
+	history := pushlettest.NewMemoryHistory() // in place of yours; example/history has one on bbolt
+	start := func() (*pushlet.Pushlet, *httptest.Server) {
+		p := pushlet.New(pushlet.WithHistoryStore(history))
+		if err := p.Start(); err != nil {
+			log.Fatal(err)
+		}
+		return p, httptest.NewServer(http.HandlerFunc(p.HandleSSE))
+	}
+	publish := func(p *pushlet.Pushlet, texts ...string) {
+		for _, text := range texts {
+			if err := p.Publish("chat", "message", text); err != nil {
+				log.Fatal(err)
+			}
+		}
+	}
+
+	p, server := start()
+	publish(p, "before the client came")
+	response, err := http.Get(server.URL + "?topic=chat")
+	if err != nil {
+		log.Fatal(err)
+	}
+	_, _, id := nextEvent(bufio.NewScanner(response.Body)) // pushlet.connected
+	response.Body.Close()
+	publish(p, "one", "two")
+	server.Close()
+	p.Stop()
+
+	p, server = start() // another server
+	defer server.Close()
+	defer p.Stop()
+	publish(p, "three")
+	response, err = http.Get(server.URL + "?topic=chat&lastEventId=" + id)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer response.Body.Close()
+	lines := bufio.NewScanner(response.Body)
+	for range 4 {
+		event, data, _ := nextEvent(lines)
+		if event == "message" {
+			fmt.Println(data)
+		}
+	}
+	// Output:
+	// one
+	// two
+	// three
 }
 
 // nextEvent reads one event of a text/event-stream.

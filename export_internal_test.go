@@ -4,4 +4,5 @@ package pushlet
 var (
 	AppendSSEBody = appendSSEBody
 	NewStdLogger  = newStdLogger
+	AudienceOf    = audienceOf
 )

@@ -59,6 +59,7 @@ type (
 		now     uint64
 		frames  []*frame
 		sure    bool // what is not there was removed, and all newer messages arrive by themselves
+		aged    bool // of what is before frames the newest is too old
 	}
 	// inquiry asks where the broker is in topics; answer has room for it.
 	inquiry struct {
@@ -385,6 +386,9 @@ func (b *broker) filled(cmd *filled) {
 		return
 	}
 	b.prepend(t, cmd.frames)
+	if cmd.aged && t.state != nil && t.state.log.cause == "" {
+		t.state.log.cause = gapExpired
+	}
 	if t.last == s.asked && !cmd.sure && !b.checkLoss(t, cmd) {
 		return // it has asked for a mark
 	}

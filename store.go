@@ -607,7 +607,7 @@ func (s *storeLog) readLog(o order) error {
 	limits := sharedLimits(s.cfg.history.of(o.topic))
 	from := o.id
 	if oldest := (msgID{ms: cmd.now - min(cmd.now, uint64(limits.age.Milliseconds()))}); cmd.sure && from.before(oldest) {
-		from = oldest // what is older cannot be kept
+		from, cmd.aged = oldest, true // what is older cannot be kept
 		if at.before(from) {
 			from = at // except the newest
 		}
@@ -637,7 +637,7 @@ func (s *storeLog) readLog(o order) error {
 			for len(cmd.frames) > 1 && (len(cmd.frames) > limits.messages || bytes > limits.bytes) && cmd.frames[0].id.before(at) {
 				bytes -= cmd.frames[0].size()
 				cmd.frames[0] = nil
-				cmd.frames = cmd.frames[1:]
+				cmd.frames, cmd.aged = cmd.frames[1:], false
 			}
 		}
 	}

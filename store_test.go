@@ -113,6 +113,24 @@ func (h *faultyHistory) Newest(ctx context.Context) (id string, err error) {
 	return id, err
 }
 
+func TestAudience(t *testing.T) {
+	t.Parallel()
+	for topic, want := range map[string]pushlet.Audience{
+		"news":          {Topic: "news"},
+		"*":             {},
+		"@user/u001":    {User: "u001"},
+		"@user/a/b":     {User: "a/b"},
+		"@user/@user/*": {User: "@user/*"},
+		"@user/":        {Topic: "@user/"}, // never everyone
+		"@users/a":      {Topic: "@users/a"},
+		"user/a":        {Topic: "user/a"},
+	} {
+		if got := pushlet.AudienceOf(topic); got != want || got.String() != topic {
+			t.Errorf("%q is for %+v, %q; want %+v", topic, got, got.String(), want)
+		}
+	}
+}
+
 // storeSite is a process with that store.
 func storeSite(t testing.TB, h pushlet.History, options ...pushlet.Option) *site {
 	t.Helper()
@@ -573,31 +591,91 @@ func TestStoreBatches(t *testing.T) {
 	}
 }
 
-// strangeHistory returns messages of others.
+// strangeHistory returns what is for somebody else, in the place of what was asked for.
 type strangeHistory struct{ *faultyHistory }
 
-func (h strangeHistory) After(ctx context.Context, _ pushlet.Audience, id string, limit int) ([]pushlet.Message, error) {
-	return h.faultyHistory.After(ctx, pushlet.Audience{Topic: "secret"}, id, limit)
+func (h strangeHistory) After(ctx context.Context, a pushlet.Audience, id string, limit int) ([]pushlet.Message, error) {
+	page, err := h.faultyHistory.After(ctx, a, id, limit)
+	for i := range page {
+		page[i].Audience, page[i].Data = pushlet.Audience{User: a.Topic}, "secret"
+	}
+	return page, err
 }
 
-// TestStoreReturnsOthers: what a store gives for the wrong audience reaches nobody.
+// TestStoreReturnsOthers: what a store gives for the wrong audience reaches nobody, and the
+// client is told that it lacks something.
 func TestStoreReturnsOthers(t *testing.T) {
 	t.Parallel()
 	h := newFaultyHistory()
 	s := storeSite(t, h)
 	st, _, e := s.connect(t, "topic=a", "")
-	s.publish(t, "a", "0")
-	s.publish(t, "secret", "secret")
-	s.publish(t, "a", "1")
+	s.publish(t, "a", "0", "1")
 	st.expectMessages("0", "1")
-	s = s.restart(t, strangeHistory{h})
-	st, _, _ = s.connect(t, "topic=a", e.id)
-	st.next() // a gap, whatever its reason
+	st.close()
+	var book logBook
+	s = s.restart(t, strangeHistory{h}, pushlet.WithLogger(book.logger))
+	st, hello, _ := s.connect(t, "topic=a", e.id)
+	if hello.Resumed {
+		t.Error("resumed")
+	}
+	st.expectGap("trimmed", "a")
 	s.publish(t, "a", "2")
-	for e := st.next(); e.data != "2"; e = st.next() {
-		if strings.Contains(e.data, "secret") {
-			t.Fatalf("event %v", e)
-		}
+	st.expectMessages("2")
+	if !slices.ContainsFunc(book.all(), func(l logLine) bool { return strings.Contains(l.text, "none of this log") }) {
+		t.Errorf("the log does not tell of it: %v", book.all())
+	}
+}
+
+// TestStoreOld: the newest message of a topic is there for those who come back, however old
+// it is, as without a store.
+func TestStoreOld(t *testing.T) {
+	t.Parallel()
+	for _, stored := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			time.Sleep(2 * 365 * 24 * time.Hour) // fake time begins in 2000
+			h := newFaultyHistory()
+			options := []pushlet.Option{pushlet.WithHistory(100, 1<<20, time.Minute)}
+			if stored {
+				options = append(options, pushlet.WithHistoryStore(h))
+			}
+			boot := func() *pushlet.Pushlet {
+				p := newPushlet(t, options...)
+				check(t, p.Start())
+				return p
+			}
+			p := boot()
+			x := startExchange(t, p, "topic=a", "")
+			var cursors []string
+			for i := range 4 {
+				check(t, p.Publish("a", "message", strconv.Itoa(i)))
+				cursors = append(cursors, x.cursor())
+				time.Sleep(time.Second)
+			}
+			x.leave()
+			<-x.done
+			time.Sleep(time.Hour)
+			if stored {
+				check(t, p.Stop())
+				p = boot()
+			}
+			expect := func(cursor string, want ...string) {
+				t.Helper()
+				x := startExchange(t, p, "topic=a", cursor)
+				var got []string
+				for _, e := range x.arrived()[1:] {
+					got = append(got, e.data)
+				}
+				if !slices.Equal(got, want) {
+					t.Errorf("stored=%t: got %q, want %q", stored, got, want)
+				}
+				x.leave()
+				<-x.done
+			}
+			expect(cursors[3])
+			expect(cursors[2], "3")
+			expect(cursors[1], `{"topics":["a"],"reason":"expired"}`, "3")
+			check(t, p.Stop())
+		})
 	}
 }
 
