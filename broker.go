@@ -298,7 +298,7 @@ func (b *broker) deliver(s *subscription, f *frame) outcome {
 // body is what follows the "id:" line of the SSE form.
 func (f *frame) body() span {
 	r := f.forms[formSSE]
-	return span{r.seg, f.sseBody, r.to, 1}
+	return span{seg: r.seg, from: f.sseBody, to: r.to, n: 1}
 }
 
 // build sees to it that f has form m, in the lane of its topic t.

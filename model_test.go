@@ -381,7 +381,7 @@ func (w *modelWorld) finish() {
 type modelTransport struct{ m *modelClient }
 
 func (t *modelTransport) tryWrite(*socketWriter, []byte) (int, error) { panic("not used") }
-func (t *modelTransport) write([]byte) error                          { panic("not used") }
+func (t *modelTransport) write([]byte) (int, error)                   { panic("not used") }
 func (t *modelTransport) check(bool) Reason                           { return "" }
 func (t *modelTransport) endWrite()                                   { t.m.over = true }
 func (t *modelTransport) close()                                      { t.m.over = true }

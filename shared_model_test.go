@@ -1580,7 +1580,7 @@ type sharedProgress struct {
 type sharedTransport struct{ m *sharedClient }
 
 func (t *sharedTransport) tryWrite(*socketWriter, []byte) (int, error) { panic("not used") }
-func (t *sharedTransport) write([]byte) error                          { panic("not used") }
+func (t *sharedTransport) write([]byte) (int, error)                   { panic("not used") }
 func (t *sharedTransport) check(bool) Reason                           { return "" }
 func (t *sharedTransport) endWrite()                                   { t.m.over = true }
 func (t *sharedTransport) close()                                      { t.m.over = true }
