@@ -105,8 +105,12 @@ type (
 	}
 	drain   struct{} // end every client once it has all there is for it
 	disband struct{} // end every client now
-	census  struct{ answer chan<- gauges }
-	quit    struct{}
+	census  struct {
+		answer  chan<- gauges
+		from    int       // the first bucket whose clients are to be listed
+		clients []*client // empty: to be filled, up to its capacity
+	}
+	quit struct{}
 )
 
 func (*frame) isCommand()       {}
@@ -119,7 +123,7 @@ func (page) isCommand()         {}
 func (tick) isCommand()         {}
 func (drain) isCommand()        {}
 func (disband) isCommand()      {}
-func (census) isCommand()       {}
+func (*census) isCommand()      {}
 func (quit) isCommand()         {}
 
 func newBroker(cfg *config, f *flusher, k *counters, report func(SlowConsumer), now time.Time) *broker {
@@ -208,8 +212,8 @@ func (b *broker) apply(cmd command) {
 		b.endAll()
 	case disband:
 		b.abortAll()
-	case census:
-		cmd.answer <- b.gauges() // has room for it
+	case *census:
+		cmd.answer <- b.gauges(cmd) // has room for it
 	}
 }
 
@@ -520,7 +524,17 @@ func (b *broker) abortAll() {
 	}
 }
 
-// gauges counts what there is now.
-func (b *broker) gauges() gauges {
-	return gauges{topics: len(b.topics), behind: len(b.behind)}
+// gauges counts what there is now, and lists clients: those of one bucket, and of as many
+// more as there is room for. The asker looks at their queues.
+func (b *broker) gauges(cmd *census) gauges {
+	g := gauges{topics: len(b.topics), behind: len(b.behind), clients: cmd.clients, next: cmd.from}
+	for g.next < heartbeatBuckets {
+		bucket := b.buckets[g.next]
+		if len(g.clients) > 0 && len(g.clients)+len(bucket) > cap(g.clients) {
+			break
+		}
+		g.clients = append(g.clients, bucket...)
+		g.next++
+	}
+	return g
 }

@@ -331,6 +331,13 @@ func (c *client) remains() (queue []span, messages int) {
 	return queue, messages
 }
 
+// depth returns what is queued.
+func (c *client) depth() (messages, bytes int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.messages, c.bytes
+}
+
 // heard notes that something came from the peer; command, that it wanted something.
 func (c *client) heard(command bool) {
 	c.mu.Lock()

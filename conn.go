@@ -160,11 +160,11 @@ func (p *Pushlet) greet(info Client) {
 
 // leave ends what an adapter began with admit, once the connection is closed.
 func (p *Pushlet) leave(c *client, info Client) {
-	p.broker.send(&detach{c, time.Now()}) // the broker runs until all have left
 	why := c.endReason()
-	if why == ReasonWriteTimeout {
-		p.counters.timeouts.Add(1)
-	}
+	_, messages := c.remains()
+	p.counters.undelivered.add(why, messages)
+	p.broker.send(&detach{c, time.Now()}) // the broker runs until all have left
+	p.counters.ended.add(why, 1)
 	switch why {
 	case ReasonSlow, ReasonWriteTimeout, ReasonHeartbeat, ReasonProtocol, ReasonConnection:
 		p.log.WithField("client", info.ID).WithField("remote", info.Remote).

@@ -128,6 +128,15 @@ func (c *connector) publish(ctx context.Context, topic, event, data string) erro
 	return c.await(ctx, m)
 }
 
+// waiting returns how many messages wait for Redis to take them, and their bytes.
+func (c *connector) waiting() (messages, bytes int) {
+	for _, pt := range c.parts {
+		messages += int(pt.active.Load())
+		bytes += int(pt.publisher.waiting.Load())
+	}
+	return messages, bytes
+}
+
 // await returns when the message has been answered, or it is given up.
 func (c *connector) await(ctx context.Context, m *outgoing) error {
 	var cause error

@@ -87,7 +87,7 @@ func (b *broker) tellGaps(c *client, gaps []gap) {
 			}
 			g.sub.pos = g.sub.topic.floor()
 			names = append(names, g.sub.topic.name)
-			b.counters.gaps.Add(1)
+			b.counters.gaps.add(why, 1)
 			if c.form != formSSE {
 				b.tell(c, wsReply(c.form, g.sub.topic.name, eventGap, string(why), g.sub.pos, b.now))
 			}
