@@ -16,9 +16,9 @@ type broker struct {
 	cfg      *config
 	flusher  *flusher
 	counters *counters
-	report   func(SlowConsumer) // never blocks
-	presence *presence          // nil: nobody wants to know
-	verify   bool               // check the invariants as it goes
+	report   func(report) // never blocks
+	presence *presence    // nil: nobody wants to know
+	verify   bool         // check the invariants as it goes
 
 	// Owned by run. No other goroutine may touch it.
 	lineage uint64 // marks the IDs of this process
@@ -126,7 +126,7 @@ func (disband) isCommand()      {}
 func (*census) isCommand()      {}
 func (quit) isCommand()         {}
 
-func newBroker(cfg *config, f *flusher, k *counters, report func(SlowConsumer), now time.Time) *broker {
+func newBroker(cfg *config, f *flusher, k *counters, report func(report), now time.Time) *broker {
 	lineage := rand.Uint64N(1 << lineageBits) //nolint:gosec // it only has to differ from others
 	b := &broker{
 		inbox:    make(chan command, inboxSize),
@@ -189,6 +189,8 @@ func (b *broker) apply(cmd command) {
 		cmd.answer <- b.positions(cmd.topics) // has room for it
 	case *attach:
 		b.attach(cmd)
+	case *leftover:
+		b.undelivered(cmd)
 	case *detach:
 		b.detach(cmd.client, cmd.now)
 	case *subscribe:

@@ -20,7 +20,7 @@ func newTestBroker(t *testing.T, options ...Option) (*broker, *clientEnv) {
 	}
 	k, f := new(counters), newFlusher(0)
 	env := &clientEnv{maxMessages: cfg.queueMessages, maxBytes: cfg.queueBytes, flusher: f, counters: k}
-	return newBroker(&cfg, f, k, func(SlowConsumer) {}, time.Now()), env
+	return newBroker(&cfg, f, k, func(report) {}, time.Now()), env
 }
 
 func attachTo(b *broker, env *clientEnv, form form, topics ...string) *client {

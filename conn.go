@@ -161,8 +161,12 @@ func (p *Pushlet) greet(info Client) {
 // leave ends what an adapter began with admit, once the connection is closed.
 func (p *Pushlet) leave(c *client, info Client) {
 	why := c.endReason()
-	_, messages := c.remains()
-	p.counters.undelivered.add(why, messages)
+	if queue, messages := c.remains(); messages > 0 {
+		p.counters.undelivered.add(why, messages)
+		if p.cfg.hooks.OnUndelivered != nil {
+			p.broker.send(newLeftover(c, info, why, queue, messages))
+		}
+	}
 	p.broker.send(&detach{c, time.Now()}) // the broker runs until all have left
 	p.counters.ended.add(why, 1)
 	switch why {

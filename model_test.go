@@ -213,7 +213,7 @@ func (w *modelWorld) boot() {
 		counters:    &w.counters,
 		requestPage: func(c *client) { w.pages = append(w.pages, c) },
 	}
-	w.broker = newBroker(&w.cfg, f, &w.counters, func(SlowConsumer) {}, w.now)
+	w.broker = newBroker(&w.cfg, f, &w.counters, func(report) {}, w.now)
 	w.pages, w.runnable = nil, nil
 }
 

@@ -30,7 +30,7 @@ type Pushlet struct {
 	counters   counters
 	heartbeat  atomic.Int64  // nanoseconds
 	newBeat    chan struct{} // the heartbeat interval has changed; holds one
-	slow       chan SlowConsumer
+	reports    chan report
 	open       atomic.Int64   // connections admitted, against the limit
 	conns      sync.WaitGroup // one for each connection admitted
 	publishing sync.WaitGroup // calls of Publish in distributed mode
@@ -57,7 +57,6 @@ const (
 const (
 	stopTimeout = 10 * time.Second // of Stop
 	forceGrace  = time.Second      // for connections that have been cut to notice
-	slowReports = 256              // reports that wait for Hooks.OnSlow
 
 	// downTolerance is for how long Redis may be away before new clients are refused.
 	downTolerance = 3 * time.Second
@@ -74,7 +73,7 @@ func New(options ...Option) *Pushlet {
 		cfg:     cfg,
 		log:     cfg.newLogger(),
 		newBeat: make(chan struct{}, 1),
-		slow:    make(chan SlowConsumer, slowReports),
+		reports: make(chan report, maxReports),
 		quiet:   make(chan struct{}),
 		force:   make(chan struct{}),
 		stopped: make(chan struct{}),
@@ -82,7 +81,7 @@ func New(options ...Option) *Pushlet {
 	p.heartbeat.Store(int64(cfg.heartbeat))
 	p.upgrader = newUpgrader(&p.cfg)
 	p.flusher = newFlusher(runtime.GOMAXPROCS(0))
-	p.broker = newBroker(&p.cfg, p.flusher, &p.counters, p.reportSlow, time.Now())
+	p.broker = newBroker(&p.cfg, p.flusher, &p.counters, p.report, time.Now())
 	if cfg.presence {
 		p.presence = newPresence(cfg.presenceGrace, p.tellPresence)
 		p.broker.presence = p.presence
@@ -120,7 +119,7 @@ func (p *Pushlet) Start() error {
 	p.flusher.start()
 	go p.broker.run() // wind waits for broker.done
 	p.background.Go(p.clock)
-	p.background.Go(p.reportSlowConsumers)
+	p.background.Go(p.tellReports)
 	if p.presence != nil {
 		report := p.presence.reportHere(make(map[string]map[string]bool))
 		if c := p.connector; c != nil {
@@ -198,6 +197,9 @@ func (p *Pushlet) wind() {
 		}
 		<-ended
 	}
+	seen := make(chan gauges, 1)
+	p.broker.send(&census{answer: seen})
+	<-seen // now the broker has reported what it has to report
 	close(p.quiet)
 	p.background.Wait()
 	if p.connector != nil {
@@ -396,30 +398,5 @@ func (p *Pushlet) clock() {
 		beats := min(int(due), heartbeatBuckets) // after a pause, no more than one each
 		due -= float64(int(due))
 		p.broker.send(tick{now, beats})
-	}
-}
-
-// reportSlow is called by the broker, so it does not wait.
-func (p *Pushlet) reportSlow(s SlowConsumer) {
-	select {
-	case p.slow <- s:
-	default:
-		p.counters.unreported.Add(1)
-	}
-}
-
-// reportSlowConsumers hands the reports on, until there is nothing left to report.
-func (p *Pushlet) reportSlowConsumers() {
-	for {
-		select {
-		case s := <-p.slow:
-			p.log.WithField("client", s.Client).WithField("topic", s.Topic).
-				Println("slow consumer lost messages, policy:", s.Policy)
-			if p.cfg.hooks.OnSlow != nil {
-				p.guard("OnSlow", func() { p.cfg.hooks.OnSlow(s) })
-			}
-		case <-p.quiet:
-			return
-		}
 	}
 }

@@ -223,7 +223,7 @@ func (b *broker) applyPolicy(s *subscription) {
 	}
 	s.fallen = true
 	b.counters.slow.Add(1)
-	b.report(SlowConsumer{Client: s.client.id, Topic: s.topic.name, Policy: s.topic.policy})
+	b.report(&slowReport{SlowConsumer{Client: s.client.id, Topic: s.topic.name, Policy: s.topic.policy}})
 }
 
 // oldest returns the read whose next message has the lowest ID, nil if all are done.

@@ -334,7 +334,7 @@ func (w *sharedWorld) boot(i int) {
 		counters:    &in.counters,
 		requestPage: func(c *client) { in.pages = append(in.pages, c) },
 	}
-	in.broker = newBroker(&w.cfg, f, &in.counters, func(SlowConsumer) {}, w.now)
+	in.broker = newBroker(&w.cfg, f, &in.counters, func(report) {}, w.now)
 	for _, r := range w.partition {
 		in.links = append(in.links, &link{in: in, redis: r, anew: true})
 		for range modelLanes {

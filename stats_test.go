@@ -126,3 +126,36 @@ func TestStatsQueued(t *testing.T) {
 		t.Errorf("after Stop: %v", s)
 	}
 }
+
+// TestReportsAreBounded: what hooks that do not keep up miss is counted, and what they did
+// not miss they are told before Shutdown returns, also after one has panicked.
+func TestReportsAreBounded(t *testing.T) {
+	t.Parallel()
+	const more, each = 10, 3
+	calls := 0
+	p := New(WithLogger(func() Logger { return silent{} }), WithHooks(Hooks{OnUndelivered: func(Undelivered) {
+		if calls++; calls == 1 {
+			panic("the first")
+		}
+	}}))
+	for range maxReports + more { // nobody takes them before Start
+		p.report(&undeliveredReport{frames: []*frame{{}, {}, {}}})
+	}
+	if got := p.Stats().ReportsDropped; got != more*each {
+		t.Errorf("%d calls left out, want %d", got, more*each)
+	}
+	if err := p.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	if calls != maxReports*each {
+		t.Errorf("%d calls, want %d", calls, maxReports*each)
+	}
+}
+
+type silent struct{}
+
+func (silent) Println(...any)               {}
+func (silent) WithField(string, any) Logger { return silent{} }
