@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	mathrand "math/rand/v2"
 	"net"
 	"net/http"
@@ -79,7 +80,7 @@ func (p *Pushlet) identify(r *http.Request) (user string, err error) {
 	err = errAuthorizePanic
 	p.guard("WithIdentity", func() { user, err = p.cfg.identity(r) })
 	if err == nil && user != "" && checkTopic(user) != nil && user != broadcastTopic {
-		p.log.WithField("user", strconv.Quote(cutUTF8(user, 64))).Println("WithIdentity: no name of a user")
+		logAt(p.log.WithField("user", cutUTF8(user, 64)), slog.LevelWarn, "WithIdentity: no name of a user")
 		err = errAuthorizePanic
 	}
 	return user, err
@@ -92,7 +93,7 @@ var errAuthorizePanic = errors.New("pushlet: authorization failed")
 func (p *Pushlet) guard(name string, call func()) {
 	defer func() {
 		if v := recover(); v != nil {
-			p.log.WithField("panic", v).WithField("stack", string(debug.Stack())).Println(name, "panicked")
+			logAt(p.log.WithField("panic", v).WithField("stack", string(debug.Stack())), slog.LevelError, name, "panicked")
 		}
 	}()
 	call()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -105,7 +106,7 @@ func (p *Pushlet) Start() error {
 	case p.state == stateClosed:
 		return ErrClosed
 	case p.cfg.err != nil:
-		p.log.Println("not started:", p.cfg.err)
+		logAt(p.log, slog.LevelError, "not started:", p.cfg.err)
 		return p.cfg.err
 	case p.state == stateRunning:
 		return nil
@@ -363,7 +364,7 @@ func (p *Pushlet) dismiss() {
 func (p *Pushlet) SetHeartbeatInterval(interval time.Duration) error {
 	if interval <= 0 {
 		err := fmt.Errorf("pushlet: heartbeat interval %v is not positive", interval)
-		p.log.Println(err)
+		logAt(p.log, slog.LevelWarn, err)
 		return err
 	}
 	p.heartbeat.Store(int64(interval))

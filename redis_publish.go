@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"runtime"
 	"slices"
 	"strconv"
@@ -620,7 +621,7 @@ func (l *batchLane) markLost(ctx context.Context, client *redis.Client, kept int
 			}
 		}
 	}
-	l.pt.c.log.WithField("topics", len(lost)).Println("redis: messages that were published are lost")
+	logAt(l.pt.c.log.WithField("topics", len(lost)), slog.LevelError, "redis: messages that were published are lost")
 	if kept < l.forgotten {
 		if err := client.Set(ctx, l.pt.head, fmt.Sprint(newLineage(), " 0 0"), 0).Err(); err != nil {
 			return err

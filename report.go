@@ -1,5 +1,7 @@
 package pushlet
 
+import "log/slog"
+
 // What the hooks are told that are not called in a connection's goroutine.
 
 // A report is something that happened in the broker. tell calls the hook.
@@ -16,8 +18,8 @@ type slowReport struct{ SlowConsumer }
 func (*slowReport) calls() int { return 1 }
 
 func (r *slowReport) tell(p *Pushlet) {
-	p.log.WithField("client", r.Client).WithField("topic", r.Topic).
-		Println("slow consumer lost messages, policy:", r.Policy)
+	logAt(p.log.WithField("client", r.Client).WithField("topic", r.Topic), slog.LevelWarn,
+		"slow consumer lost messages, policy:", r.Policy)
 	if p.cfg.hooks.OnSlow != nil {
 		p.guard("OnSlow", func() { p.cfg.hooks.OnSlow(r.SlowConsumer) })
 	}
