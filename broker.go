@@ -16,10 +16,10 @@ type broker struct {
 	cfg      *config
 	flusher  *flusher
 	counters *counters
-	report   func(SlowConsumer) // never blocks
-	checks   chan<- checkup     // full: at the next heartbeat
-	presence *presence          // nil: nobody wants to know
-	verify   bool               // check the invariants as it goes
+	report   func(report)   // never blocks
+	checks   chan<- checkup // full: at the next heartbeat
+	presence *presence      // nil: nobody wants to know
+	verify   bool           // check the invariants as it goes
 
 	// Owned by run. No other goroutine may touch it.
 	lineage uint64 // marks the IDs of this process
@@ -107,8 +107,12 @@ type (
 	}
 	drain   struct{} // end every client once it has all there is for it
 	disband struct{} // end every client now
-	census  struct{ answer chan<- gauges }
-	visit   struct {
+	census  struct {
+		answer  chan<- gauges
+		from    int       // the first bucket whose clients are to be listed
+		clients []*client // empty: to be filled, up to its capacity
+	}
+	visit struct {
 		user   string          // whose clients; or, if empty,
 		bucket int             // which
 		each   func(*client)   // it does not block
@@ -135,13 +139,13 @@ func (page) isCommand()         {}
 func (tick) isCommand()         {}
 func (drain) isCommand()        {}
 func (disband) isCommand()      {}
-func (census) isCommand()       {}
+func (*census) isCommand()      {}
 func (*visit) isCommand()       {}
 func (*expel) isCommand()       {}
 func (*reach) isCommand()       {}
 func (quit) isCommand()         {}
 
-func newBroker(cfg *config, f *flusher, k *counters, report func(SlowConsumer), now time.Time) *broker {
+func newBroker(cfg *config, f *flusher, k *counters, report func(report), now time.Time) *broker {
 	lineage := rand.Uint64N(1 << lineageBits) //nolint:gosec // it only has to differ from others
 	b := &broker{
 		inbox:    make(chan command, inboxSize),
@@ -204,6 +208,8 @@ func (b *broker) apply(cmd command) {
 		cmd.answer <- b.positions(cmd.topics) // has room for it
 	case *attach:
 		b.attach(cmd)
+	case *leftover:
+		b.undelivered(cmd)
 	case *detach:
 		b.detach(cmd.client, cmd.now)
 	case *subscribe:
@@ -227,8 +233,8 @@ func (b *broker) apply(cmd command) {
 		b.endAll()
 	case disband:
 		b.abortAll()
-	case census:
-		cmd.answer <- b.gauges() // has room for it
+	case *census:
+		cmd.answer <- b.gauges(cmd) // has room for it
 	case *visit:
 		b.visit(cmd)
 	case *expel:
@@ -323,7 +329,7 @@ func (b *broker) deliver(s *subscription, f *frame) outcome {
 // body is what follows the "id:" line of the SSE form.
 func (f *frame) body() span {
 	r := f.forms[formSSE]
-	return span{r.seg, f.sseBody, r.to, 1}
+	return span{seg: r.seg, from: f.sseBody, to: r.to, n: 1}
 }
 
 // build sees to it that f has form m, in the lane of its topic t.
@@ -548,7 +554,17 @@ func (b *broker) abortAll() {
 	}
 }
 
-// gauges counts what there is now.
-func (b *broker) gauges() gauges {
-	return gauges{topics: len(b.topics), users: b.users, behind: len(b.behind)}
+// gauges counts what there is now, and lists clients: those of one bucket, and of as many
+// more as there is room for. The asker looks at their queues.
+func (b *broker) gauges(cmd *census) gauges {
+	g := gauges{topics: len(b.topics), users: b.users, behind: len(b.behind), clients: cmd.clients, next: cmd.from}
+	for g.next < heartbeatBuckets {
+		bucket := b.buckets[g.next]
+		if len(g.clients) > 0 && len(g.clients)+len(bucket) > cap(g.clients) {
+			break
+		}
+		g.clients = append(g.clients, bucket...)
+		g.next++
+	}
+	return g
 }

@@ -1,6 +1,7 @@
 package pushlet
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -19,7 +20,7 @@ func newTestBroker(t *testing.T, options ...Option) (*broker, *clientEnv) {
 	}
 	k, f := new(counters), newFlusher(0)
 	env := &clientEnv{maxMessages: cfg.queueMessages, maxBytes: cfg.queueBytes, flusher: f, counters: k}
-	return newBroker(&cfg, f, k, func(SlowConsumer) {}, time.Now()), env
+	return newBroker(&cfg, f, k, func(report) {}, time.Now()), env
 }
 
 func attachTo(b *broker, env *clientEnv, form form, topics ...string) *client {
@@ -98,30 +99,49 @@ func TestQueueMergesNeighbours(t *testing.T) {
 	}
 }
 
-// Part of a range may be written; the count of messages stays right.
+// Part of a range may be written; the count of messages stays exact.
 func TestQueueTakesParts(t *testing.T) {
-	b, env := newTestBroker(t)
-	c := attachTo(b, env, formBinary, "a")
-	drainQueue(c)
-	for range 20 {
-		publishTo(b, "a", strings.Repeat("x", 50))
-	}
-	messages, bytes := 0, 0
-	for {
-		chunk, _ := c.peek(make([]byte, 0, 512))
-		chunk = chunk[:min(7, len(chunk))]
-		step, n := c.wrote(len(chunk))
-		messages += n
-		bytes += len(chunk)
-		if step != stepMore {
-			break
+	const n = 20
+	for form := range numForms {
+		for _, step := range []int{1, 7, 200} {
+			b, env := newTestBroker(t)
+			c := attachTo(b, env, form, "a")
+			drainQueue(c)
+			var ends []int // where each message ends
+			for i := range n {
+				size := c.bytes
+				if i%4 == 3 {
+					b.apply(newFrame(broadcastTopic, "", "for all", time.Now()))
+				} else {
+					publishTo(b, "a", strings.Repeat("line\r\n\n", i*i%400))
+				}
+				if len(ends) > 0 {
+					ends = append(ends, ends[len(ends)-1]+c.bytes-size)
+				} else {
+					ends = append(ends, c.bytes)
+				}
+			}
+			messages, bytes := 0, 0
+			for {
+				chunk, _ := c.peek(make([]byte, 0, 512))
+				chunk = chunk[:min(step, len(chunk))]
+				next, k := c.wrote(len(chunk))
+				messages += k
+				bytes += len(chunk)
+				if want, _ := slices.BinarySearch(ends, bytes+1); messages != want || c.messages != n-want {
+					t.Fatalf("form %d, %d bytes written: %d messages, and %d left, want %d", form, bytes, messages, c.messages, want)
+				}
+				if next != stepMore {
+					break
+				}
+			}
+			if messages != n || c.messages != 0 || c.bytes != 0 {
+				t.Errorf("%d messages written, %d messages and %d bytes left", messages, c.messages, c.bytes)
+			}
+			if c.private != nil || c.spare[0].seg != nil {
+				t.Error("an empty queue keeps a segment")
+			}
 		}
-	}
-	if messages != 20 || c.messages != 0 || c.bytes != 0 {
-		t.Errorf("%d messages written, %d messages and %d bytes left", messages, c.messages, c.bytes)
-	}
-	if c.private != nil || c.spare[0].seg != nil {
-		t.Error("an empty queue keeps a segment")
 	}
 }
 

@@ -41,12 +41,14 @@ type client struct {
 	private    *lane // where bytes for this client alone go; nil when queue is empty
 	scheduled  bool  // a flusher has it, will have it, or waits for the broker to page
 	wantPage   bool  // the broker has more once the queue is empty
+	writing    bool  // a flusher is between peek and wrote
 	ending     bool  // nothing more is queued; closes when queue is empty
-	closed     bool
-	active     bool // a message was written or a command came since the last heartbeat
-	unanswered bool // a ping was sent and nothing came since
+	closed     bool  // nothing more is written
+	active     bool  // a message was written or a command came since the last heartbeat
+	unanswered bool  // a ping was sent and nothing came since
 	probe      probe
 	reason     Reason
+	settled    chan struct{} // nil, or: remains waits for it, until nobody writes
 }
 
 // clientEnv is what all clients of a Pushlet share.
@@ -141,8 +143,8 @@ func (c *client) finish(why Reason, farewell []byte) outcome {
 	return c.schedule()
 }
 
-// abort ends the connection now. What is queued is not written: a client that resumes
-// gets it from history. It does not block, and only the first reason counts.
+// abort ends the connection now. What is queued is not written, see remains: a client that
+// resumes gets it from history. It does not block, and only the first reason counts.
 func (c *client) abort(why Reason) {
 	c.mu.Lock()
 	if c.closed {
@@ -153,7 +155,6 @@ func (c *client) abort(why Reason) {
 		c.reason = why
 	}
 	c.ending, c.closed = true, true
-	c.queue, c.private = nil, nil
 	c.mu.Unlock()
 
 	if c.gone != nil {
@@ -225,9 +226,10 @@ func (c *client) peek(scratch []byte) (b []byte, due probe) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	due, c.probe = c.probe, probeNone
-	if len(c.queue) == 0 {
+	if len(c.queue) == 0 || c.closed {
 		return nil, due
 	}
+	c.writing = true
 	if b := c.queue[0].bytes(); len(c.queue) == 1 || len(b) >= cap(scratch)/2 {
 		return b, due
 	}
@@ -253,15 +255,21 @@ const (
 	stepEnd                  // all is written and the connection is to end
 )
 
-// wrote takes n written bytes off the queue and says how to go on. With stepIdle
-// somebody else may become this client's flusher at once.
+// wrote takes n written bytes off the queue and says how to go on. Each peek is followed
+// by it, also if nothing was written. With stepIdle somebody else may become this client's
+// flusher at once.
 func (c *client) wrote(n int) (step nextStep, messages int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.closed {
-		return stepIdle, 0
-	}
+	c.writing = false
 	messages = c.take(n)
+	if c.closed {
+		if c.settled != nil {
+			close(c.settled)
+			c.settled = nil
+		}
+		return stepIdle, messages
+	}
 	if messages > 0 {
 		c.active = true
 	}
@@ -277,18 +285,15 @@ func (c *client) wrote(n int) (step nextStep, messages int) {
 	return stepIdle, messages
 }
 
-// take removes n bytes from the front of the queue and returns how many messages
-// they end. Of a span that is partly written the messages are reckoned by share.
+// take removes n bytes from the front of the queue and returns how many messages end
+// in them.
 func (c *client) take(n int) (messages int) {
 	c.bytes -= n
 	done := 0
 	for n > 0 {
 		s := &c.queue[done]
 		if n < s.len() {
-			share := uint32(uint64(s.n) * uint64(n) / uint64(s.len()))
-			s.n -= share
-			s.from += uint32(n)
-			messages += int(share)
+			messages += s.cut(n, c.form)
 			break
 		}
 		n -= s.len()
@@ -306,6 +311,32 @@ func (c *client) take(n int) (messages int) {
 	clear(c.queue[kept:])
 	c.queue = c.queue[:kept]
 	return messages
+}
+
+// remains takes what was not written from a client that is closed, and returns it and how
+// many messages that are; one that was written in part counts. It waits for a write that
+// is under way, which does not last, since the transport is closed.
+func (c *client) remains() (queue []span, messages int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.writing {
+		settled := make(chan struct{})
+		c.settled = settled
+		c.mu.Unlock()
+		<-settled
+		c.mu.Lock()
+	}
+	queue, messages = c.queue, c.messages
+	c.queue, c.private = nil, nil
+	c.bytes, c.messages = 0, 0
+	return queue, messages
+}
+
+// depth returns what is queued.
+func (c *client) depth() (messages, bytes int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.messages, c.bytes
 }
 
 // heard notes that something came from the peer; command, that it wanted something.

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	mathrand "math/rand/v2"
 	"net"
 	"net/http"
@@ -145,7 +146,7 @@ func (p *Pushlet) identify(r *http.Request) (user string, err error) {
 	err = errAuthorizePanic
 	p.guard("WithIdentity", func() { user, err = p.cfg.identity(r) })
 	if err == nil && user != "" && checkUser(user) != nil {
-		p.log.WithField("user", strconv.Quote(cutUTF8(user, 64))).Println("WithIdentity: no name of a user")
+		logAt(p.log.WithField("user", cutUTF8(user, 64)), slog.LevelWarn, "WithIdentity: no name of a user")
 		err = errAuthorizePanic
 	}
 	return user, err
@@ -158,7 +159,7 @@ var errAuthorizePanic = errors.New("pushlet: authorization failed")
 func (p *Pushlet) guard(name string, call func()) {
 	defer func() {
 		if v := recover(); v != nil {
-			p.log.WithField("panic", v).WithField("stack", string(debug.Stack())).Println(name, "panicked")
+			logAt(p.log.WithField("panic", v).WithField("stack", string(debug.Stack())), slog.LevelError, name, "panicked")
 		}
 	}()
 	call()
@@ -227,11 +228,15 @@ func (p *Pushlet) greet(info Client) {
 // leave ends what an adapter began with admit, once the connection is closed.
 func (p *Pushlet) leave(c *client) {
 	info := c.info
-	p.broker.send(&detach{c, time.Now()}) // the broker runs until all have left
 	why := c.endReason()
-	if why == ReasonWriteTimeout {
-		p.counters.timeouts.Add(1)
+	if queue, messages := c.remains(); messages > 0 {
+		p.counters.undelivered.add(why, messages)
+		if p.cfg.hooks.OnUndelivered != nil {
+			p.broker.send(newLeftover(c, info, why, queue, messages))
+		}
 	}
+	p.broker.send(&detach{c, time.Now()}) // the broker runs until all have left
+	p.counters.ended.add(why, 1)
 	switch why {
 	case ReasonSlow, ReasonWriteTimeout, ReasonHeartbeat, ReasonProtocol, ReasonConnection:
 		p.log.WithField("client", info.ID).WithField("remote", info.Remote).

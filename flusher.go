@@ -135,14 +135,12 @@ func (w *worker) flush(c *client) {
 		return
 	}
 	n, err := c.transport.tryWrite(&w.socket, chunk)
-	if err != nil {
-		c.abort(writeReason(err))
-		return
-	}
 	step, messages := c.wrote(n)
 	w.delivered.Add(uint64(messages))
 	w.sent.Add(uint64(n))
 	switch {
+	case err != nil:
+		c.abort(writeReason(err))
 	case step == stepMore && n == len(chunk):
 		w.flusher.push(c) // behind the others, to be fair
 	case step == stepMore:
@@ -163,13 +161,14 @@ func (f *flusher) drain(c *client) {
 			return
 		}
 		chunk = chunk[:min(len(chunk), blockedChunk)]
-		if err := c.transport.write(chunk); err != nil {
+		n, err := c.transport.write(chunk)
+		step, messages := c.wrote(n)
+		c.env.counters.delivered.Add(uint64(messages))
+		c.env.counters.sent.Add(uint64(n))
+		if err != nil {
 			c.abort(writeReason(err))
 			return
 		}
-		step, messages := c.wrote(len(chunk))
-		c.env.counters.delivered.Add(uint64(messages))
-		c.env.counters.sent.Add(uint64(len(chunk)))
 		if step != stepMore {
 			c.proceed(step)
 			return
@@ -187,8 +186,8 @@ func (f *flusher) abort(c *client, why Reason) {
 	f.wg.Go(func() { c.abort(why) })
 }
 
-// lost looks whether the peer is still there, if it is time to, and ends the client if
-// not.
+// lost looks, after a peek, whether the peer is still there, if it is time to, and ends
+// the client if not; then there is nothing to write.
 func (c *client) lost(due probe) bool {
 	if due == probeNone {
 		return false
@@ -196,6 +195,7 @@ func (c *client) lost(due probe) bool {
 	why := c.transport.check(due == probeAnswer)
 	if why != "" {
 		c.abort(why)
+		c.wrote(0)
 	}
 	return why != ""
 }

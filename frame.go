@@ -59,7 +59,7 @@ type rangeOf struct {
 	from, to uint32
 }
 
-func (r rangeOf) span() span { return span{r.seg, r.from, r.to, 1} }
+func (r rangeOf) span() span { return span{seg: r.seg, from: r.from, to: r.to, n: 1} }
 
 // newFrame returns a frame for a message that has been checked. The strings are
 // copied: what the caller passed may be a small part of a large buffer.
@@ -261,6 +261,25 @@ func (m form) opcode() byte {
 	}
 	return wsFin | wsBinary
 }
+
+// endOf returns where the first message of b ends, which begins with a whole one.
+func (m form) endOf(b []byte) int {
+	if m == formSSE {
+		return bytes.Index(b, messageEnd) + len(messageEnd)
+	}
+	size := uint64(b[1])
+	switch head := 2; size {
+	case 126:
+		return head + 2 + int(binary.BigEndian.Uint16(b[head:]))
+	case 127:
+		return head + 8 + int(binary.BigEndian.Uint64(b[head:]))
+	default:
+		return head + int(size)
+	}
+}
+
+// messageEnd is the empty line that ends an event, and is nowhere within one.
+var messageEnd = []byte("\n\n")
 
 // wsReply builds a frame that answers one client and is no message of a topic.
 // A zero id leaves "id" out.

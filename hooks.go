@@ -20,10 +20,25 @@ type Hooks struct {
 	OnLeave func(topic, user string)
 
 	// OnSlow is called when a slow client has lost messages because history no longer
-	// holds them, and its policy is applied. Calls come one at a time from a goroutine
-	// of their own; if the hook does not keep up some are left out and counted in
-	// [Stats].ReportsDropped.
+	// holds them, and its policy is applied. Calls of OnSlow and OnUndelivered come one
+	// at a time from a goroutine of their own; if the hooks do not keep up some are left
+	// out and counted in [Stats].ReportsDropped. Shutdown waits for those that are not.
 	OnSlow func(SlowConsumer)
+
+	// OnUndelivered is called for each message that was queued for a client and not
+	// written, or not to its end, when its connection ended, in the order in which they
+	// were queued. A client that comes back and resumes gets them from history.
+	//
+	// It is told of at most the newest 1,000 messages of a connection that are still in
+	// history and of a topic that the client still follows. Others are counted in
+	// [Stats].ReportsDropped, so that the calls and these together are
+	// [Stats].Undelivered.
+	//
+	// It is not told of what the system has taken and the peer has never read; of what a
+	// client that was behind had still to get from history; or of what history no longer
+	// had for it, which OnSlow is. Where net/http writes the stream (HTTP/2, [WithHijack])
+	// nobody knows what of the last write was sent: it may be told of up to 16 KiB that were.
+	OnUndelivered func(Undelivered)
 }
 
 // A Client describes one connection.
@@ -39,6 +54,16 @@ type SlowConsumer struct {
 	Client string // its ID
 	Topic  string // "*" is the broadcast log
 	Policy SlowPolicy
+}
+
+// An Undelivered is a message that was queued for a client when its connection ended.
+type Undelivered struct {
+	Client Client
+	Topic  string // "*" is the broadcast log
+	ID     string // as in "id" over WebSocket
+	Event  string
+	Data   string
+	Why    Reason // the connection ended
 }
 
 // A SlowPolicy says what happens to a client that has fallen so far behind that the

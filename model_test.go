@@ -213,7 +213,7 @@ func (w *modelWorld) boot() {
 		counters:    &w.counters,
 		requestPage: func(c *client) { w.pages = append(w.pages, c) },
 	}
-	w.broker = newBroker(&w.cfg, f, &w.counters, func(SlowConsumer) {}, w.now)
+	w.broker = newBroker(&w.cfg, f, &w.counters, func(report) {}, w.now)
 	w.pages, w.runnable = nil, nil
 }
 
@@ -381,7 +381,7 @@ func (w *modelWorld) finish() {
 type modelTransport struct{ m *modelClient }
 
 func (t *modelTransport) tryWrite(*socketWriter, []byte) (int, error) { panic("not used") }
-func (t *modelTransport) write([]byte) error                          { panic("not used") }
+func (t *modelTransport) write([]byte) (int, error)                   { panic("not used") }
 func (t *modelTransport) check(bool) Reason                           { return "" }
 func (t *modelTransport) endWrite()                                   { t.m.over = true }
 func (t *modelTransport) close()                                      { t.m.over = true }

@@ -3,6 +3,7 @@ package pushlet
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"os"
 	"strings"
@@ -103,6 +104,20 @@ func WithLogger(newLogger NewLogger) Option {
 			return
 		}
 		c.newLogger = newLogger
+	}
+}
+
+// WithSlog sends the log to logger, with fields as attributes, instead of to the Logger of
+// WithLogger. What happens is logged with level Info; what somebody should look at, such as
+// a slow consumer or a lost connection to Redis, with Warn; panics of hooks, and messages
+// that Redis has lost, with Error.
+func WithSlog(logger *slog.Logger) Option {
+	return func(c *config) {
+		if logger == nil {
+			c.reject("WithSlog: nil")
+			return
+		}
+		c.newLogger = func() Logger { return slogLogger{logger} }
 	}
 }
 

@@ -100,6 +100,11 @@ func (q *publishQueue) publish(ctx context.Context, topic, message, key string, 
 	return q.await(ctx, m)
 }
 
+// depth returns how many messages wait, and their bytes.
+func (q *publishQueue) depth() (messages, bytes int) {
+	return int(q.active.Load()), int(q.waiting.Load())
+}
+
 // await returns when the message has been answered, or it is given up.
 func (q *publishQueue) await(ctx context.Context, m *outgoing) error {
 	var cause error

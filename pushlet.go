@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -31,7 +32,7 @@ type Pushlet struct {
 	counters   counters
 	heartbeat  atomic.Int64  // nanoseconds
 	newBeat    chan struct{} // the heartbeat interval has changed; holds one
-	slow       chan SlowConsumer
+	reports    chan report
 	checks     chan checkup   // clients to be authorized again
 	keys       keyring        // of what was published with a key
 	open       atomic.Int64   // connections admitted, against the limit
@@ -60,6 +61,7 @@ type messageLog interface {
 	stop()               // ends everything, and waits for it
 	down() time.Duration // since when it does not answer, 0 if it does
 	lastError() error
+	depth() (messages, bytes int) // that wait to be published
 	name() string
 }
 
@@ -74,7 +76,6 @@ const (
 const (
 	stopTimeout = 10 * time.Second // of Stop
 	forceGrace  = time.Second      // for connections that have been cut to notice
-	slowReports = 256              // reports that wait for Hooks.OnSlow
 
 	// downTolerance is for how long Redis may be away before new clients are refused.
 	downTolerance = 3 * time.Second // or the store
@@ -91,7 +92,7 @@ func New(options ...Option) *Pushlet {
 		cfg:     cfg,
 		log:     cfg.newLogger(),
 		newBeat: make(chan struct{}, 1),
-		slow:    make(chan SlowConsumer, slowReports),
+		reports: make(chan report, maxReports),
 		checks:  make(chan checkup, checkups),
 		quiet:   make(chan struct{}),
 		force:   make(chan struct{}),
@@ -100,7 +101,7 @@ func New(options ...Option) *Pushlet {
 	p.heartbeat.Store(int64(cfg.heartbeat))
 	p.upgrader = newUpgrader(&p.cfg)
 	p.flusher = newFlusher(runtime.GOMAXPROCS(0))
-	p.broker = newBroker(&p.cfg, p.flusher, &p.counters, p.reportSlow, time.Now())
+	p.broker = newBroker(&p.cfg, p.flusher, &p.counters, p.report, time.Now())
 	p.broker.checks = p.checks
 	if cfg.presence {
 		p.presence = newPresence(cfg.presenceGrace, p.tellPresence)
@@ -125,7 +126,7 @@ func (p *Pushlet) Start() error {
 	case p.state == stateClosed:
 		return ErrClosed
 	case p.cfg.err != nil:
-		p.log.Println("not started:", p.cfg.err)
+		logAt(p.log, slog.LevelError, "not started:", p.cfg.err)
 		return p.cfg.err
 	case p.state == stateRunning:
 		return nil
@@ -151,7 +152,7 @@ func (p *Pushlet) Start() error {
 	p.flusher.start()
 	go p.broker.run() // wind waits for broker.done
 	p.background.Go(p.clock)
-	p.background.Go(p.reportSlowConsumers)
+	p.background.Go(p.tellReports)
 	if p.cfg.reauthorize > 0 {
 		for range checkupWorkers {
 			p.background.Go(p.authorizeAgain)
@@ -259,6 +260,9 @@ func (p *Pushlet) wind() {
 		}
 		<-ended
 	}
+	seen := make(chan gauges, 1)
+	p.broker.send(&census{answer: seen})
+	<-seen // now the broker has reported what it has to report
 	close(p.quiet)
 	p.background.Wait()
 	if p.connector != nil && p.presence != nil {
@@ -428,7 +432,7 @@ func (p *Pushlet) dismiss() {
 func (p *Pushlet) SetHeartbeatInterval(interval time.Duration) error {
 	if interval <= 0 {
 		err := fmt.Errorf("pushlet: heartbeat interval %v is not positive", interval)
-		p.log.Println(err)
+		logAt(p.log, slog.LevelWarn, err)
 		return err
 	}
 	p.heartbeat.Store(int64(interval))
@@ -463,30 +467,5 @@ func (p *Pushlet) clock() {
 		beats := min(int(due), heartbeatBuckets) // after a pause, no more than one each
 		due -= float64(int(due))
 		p.broker.send(tick{now, beats})
-	}
-}
-
-// reportSlow is called by the broker, so it does not wait.
-func (p *Pushlet) reportSlow(s SlowConsumer) {
-	select {
-	case p.slow <- s:
-	default:
-		p.counters.unreported.Add(1)
-	}
-}
-
-// reportSlowConsumers hands the reports on, until there is nothing left to report.
-func (p *Pushlet) reportSlowConsumers() {
-	for {
-		select {
-		case s := <-p.slow:
-			p.log.WithField("client", s.Client).WithField("topic", s.Topic).
-				Println("slow consumer lost messages, policy:", s.Policy)
-			if p.cfg.hooks.OnSlow != nil {
-				p.guard("OnSlow", func() { p.cfg.hooks.OnSlow(s) })
-			}
-		case <-p.quiet:
-			return
-		}
 	}
 }

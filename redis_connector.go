@@ -5,6 +5,7 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"net"
 	"strconv"
@@ -355,7 +356,7 @@ func (c *connector) note() {
 		c.log.Println("redis: connected")
 	case !up && was == 0:
 		c.downSince.Store(time.Now().UnixNano())
-		c.log.WithField("error", c.lastError()).Println("redis: connection lost")
+		logAt(c.log.WithField("error", c.lastError()), slog.LevelWarn, "redis: connection lost")
 	}
 }
 

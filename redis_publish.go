@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"runtime"
 	"slices"
 	"strconv"
@@ -86,6 +87,15 @@ func (c *connector) publish(ctx context.Context, topic, event, data, key string)
 
 // keyOf is where Redis remembers what was published with a key.
 func (pt *partition) keyOf(key string) string { return pt.tag + "k:" + key }
+
+// depth returns how many messages wait for Redis to take them, and their bytes.
+func (c *connector) depth() (messages, bytes int) {
+	for _, pt := range c.parts {
+		m, b := pt.publishQueue.depth()
+		messages, bytes = messages+m, bytes+b
+	}
+	return messages, bytes
+}
 
 // A batchLane publishes one batch after the other. What follows free belongs to whoever has
 // taken the token from it: as a rule the lane's goroutine; or a publisher that finds it
@@ -514,7 +524,7 @@ func (l *batchLane) markLost(ctx context.Context, client *redis.Client, kept int
 			}
 		}
 	}
-	l.pt.c.log.WithField("topics", len(lost)).Println("redis: messages that were published are lost")
+	logAt(l.pt.c.log.WithField("topics", len(lost)), slog.LevelError, "redis: messages that were published are lost")
 	if kept < l.forgotten {
 		if err := client.Set(ctx, l.pt.head, fmt.Sprint(newLineage(), " 0 0"), 0).Err(); err != nil {
 			return err

@@ -3,6 +3,7 @@ package pushlet
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"math/rand/v2"
 	"net"
 	"strconv"
@@ -234,7 +235,7 @@ func (pt *partition) take(channel, payload string) {
 	}
 	f, ok := parseFrame(topic, payload)
 	if !ok {
-		pt.c.log.WithField("topic", topic).Println("redis: a message that is none of ours was ignored")
+		logAt(pt.c.log.WithField("topic", topic), slog.LevelWarn, "redis: a message that is none of ours was ignored")
 		return
 	}
 	if f.mark == "" {
@@ -414,7 +415,7 @@ func (m *manager) obey() {
 	pt.mu.Unlock()
 	if renew && !fresh && time.Since(m.renewed) > redisSilence {
 		m.renewed = time.Now()
-		pt.c.log.Println("redis: messages do not arrive; subscribing anew")
+		logAt(pt.c.log, slog.LevelWarn, "redis: messages do not arrive; subscribing anew")
 		pt.hangUp()
 	}
 }

@@ -87,7 +87,7 @@ func (b *broker) tellGaps(c *client, gaps []gap) {
 			}
 			g.sub.pos = g.sub.topic.floor()
 			names = append(names, wireTopic(g.sub.topic.name))
-			b.counters.gaps.Add(1)
+			b.counters.gaps.add(why, 1)
 			if c.form != formSSE {
 				b.tell(c, wsReply(c.form, wireTopic(g.sub.topic.name), eventGap, string(why), g.sub.pos, b.now))
 			}
@@ -223,7 +223,7 @@ func (b *broker) applyPolicy(s *subscription) {
 	}
 	s.fallen = true
 	b.counters.slow.Add(1)
-	b.report(SlowConsumer{Client: s.client.info.ID, Topic: s.topic.name, Policy: s.topic.policy})
+	b.report(&slowReport{SlowConsumer{Client: s.client.info.ID, Topic: s.topic.name, Policy: s.topic.policy}})
 }
 
 // oldest returns the read whose next message has the lowest ID, nil if all are done.

@@ -11,11 +11,29 @@ type segment struct {
 type span struct {
 	seg      *segment
 	from, to uint32
-	n        uint32
+	n        uint32 // 0: bytes that are no message
+	part     uint32 // how many bytes of the first message, before from, are written
 }
 
 func (s span) bytes() []byte { return s.seg.buf[s.from:s.to] }
 func (s span) len() int      { return int(s.to - s.from) }
+
+// cut takes n bytes, which are not all, off the front of s, and returns how many messages
+// of form m end in them.
+func (s *span) cut(n int, m form) (messages int) {
+	begin, at := s.from-s.part, s.from+uint32(n)
+	for s.n > 1 {
+		end := begin + uint32(m.endOf(s.seg.buf[begin:s.to]))
+		if end > at {
+			break
+		}
+		begin = end
+		messages++
+		s.n--
+	}
+	s.from, s.part = at, at-begin
+	return messages
+}
 
 // staticSpan makes a span of its own of b.
 func staticSpan(b []byte) span {

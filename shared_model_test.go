@@ -338,7 +338,7 @@ func (w *sharedWorld) boot(i int) {
 		counters:    &in.counters,
 		requestPage: func(c *client) { in.pages = append(in.pages, c) },
 	}
-	in.broker = newBroker(&w.cfg, f, &in.counters, func(SlowConsumer) {}, w.now)
+	in.broker = newBroker(&w.cfg, f, &in.counters, func(report) {}, w.now)
 	for _, r := range w.partition {
 		in.links = append(in.links, &link{in: in, redis: r, anew: true})
 		for range modelLanes {
@@ -1653,7 +1653,7 @@ type sharedProgress struct {
 type sharedTransport struct{ m *sharedClient }
 
 func (t *sharedTransport) tryWrite(*socketWriter, []byte) (int, error) { panic("not used") }
-func (t *sharedTransport) write([]byte) error                          { panic("not used") }
+func (t *sharedTransport) write([]byte) (int, error)                   { panic("not used") }
 func (t *sharedTransport) check(bool) Reason                           { return "" }
 func (t *sharedTransport) endWrite()                                   { t.m.over = true }
 func (t *sharedTransport) close()                                      { t.m.over = true }

@@ -77,10 +77,10 @@ func (s *sinkTransport) tryWrite(_ *socketWriter, b []byte) (int, error) {
 	if s.rand.IntN(2) == 0 {
 		b = b[:s.rand.IntN(len(b)+1)]
 	}
-	return len(b), s.write(b)
+	return s.write(b)
 }
 
-func (s *sinkTransport) write(b []byte) error {
+func (s *sinkTransport) write(b []byte) (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.data.Write(b)
@@ -89,7 +89,7 @@ func (s *sinkTransport) write(b []byte) error {
 	if before < s.want && s.seen >= s.want {
 		close(s.done)
 	}
-	return nil
+	return len(b), nil
 }
 
 func (s *sinkTransport) endWrite()         {}

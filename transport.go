@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -17,9 +18,10 @@ import (
 type transport interface {
 	// tryWrite writes as much of b as it can without waiting, perhaps nothing.
 	tryWrite(s *socketWriter, b []byte) (int, error)
-	// write writes all of b. It fails with os.ErrDeadlineExceeded when the peer
-	// takes nothing for the write timeout.
-	write(b []byte) error
+	// write writes all of b, or fails and says how much of it was written, as far as that
+	// is known. It fails with os.ErrDeadlineExceeded when the peer takes nothing for the
+	// write timeout.
+	write(b []byte) (int, error)
 	// endWrite ends the stream after the last write. The peer is given a moment to
 	// take what was written and to close; then the connection ends.
 	endWrite()
@@ -88,20 +90,20 @@ func (t *connTransport) tryWrite(s *socketWriter, b []byte) (int, error) {
 
 // write has no deadline that would have to be renewed, which with TLS is not possible: a
 // timer looks whether the peer still takes something, and lets the write fail if not.
-func (t *connTransport) write(b []byte) error {
+func (t *connTransport) write(b []byte) (int, error) {
 	if len(b) == 0 {
-		return nil
+		return 0, nil
 	}
 	w := &stallWatch{t: t, acked: socketInfoOf(t.socket).acked}
 	w.step = max(time.Millisecond, min(t.timeout/4, time.Duration(t.heartbeat.Load())))
 	w.timer = time.AfterFunc(math.MaxInt64, w.look)
 	w.timer.Reset(w.step) // look uses timer, so only now may it be called
-	_, err := t.conn.Write(b)
+	n, err := t.conn.Write(b)
 	w.timer.Stop()
 	if why := w.err.Load(); why != nil {
-		return *why // also if the last bytes went just then: there is a deadline now
+		return n, *why // also if the last bytes went just then: there is a deadline now
 	}
-	return err
+	return n, err
 }
 
 // A stallWatch watches one write. What is not atomic belongs to look, which is called
@@ -218,25 +220,24 @@ const controllerPiece = 4 << 10
 
 // write writes and flushes. The deadline is per piece and cleared afterwards: with
 // HTTP/2 one that passes ends the stream even if nothing is being written, and a
-// server's WriteTimeout must not end it at all.
-func (t *controllerTransport) write(b []byte) error {
+// server's WriteTimeout must not end it at all. If it fails, nobody knows what net/http
+// has sent of what it was given: that counts as nothing.
+func (t *controllerTransport) write(b []byte) (int, error) {
 	if len(b) == 0 {
-		return nil
+		return 0, nil
 	}
-	for len(b) > 0 {
-		piece := b[:min(len(b), controllerPiece)]
-		b = b[len(piece):]
+	for piece := range slices.Chunk(b, controllerPiece) {
 		if err := t.deadline(time.Now().Add(t.timeout)); err != nil {
-			return err
+			return 0, err
 		}
 		if _, err := t.w.Write(piece); err != nil {
-			return err
+			return 0, err
 		}
 	}
 	if err := t.rc.Flush(); err != nil {
-		return err
+		return 0, err
 	}
-	return t.deadline(time.Time{})
+	return len(b), t.deadline(time.Time{})
 }
 
 // deadline sets the write deadline unless the connection is closed. A writer that

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"maps"
 	"net"
 	"net/http"
@@ -57,7 +58,7 @@ func (p *Pushlet) HandleWebSocket(w http.ResponseWriter, r *http.Request) {
 		p.refuse(w, http.StatusUpgradeRequired, "pushlet: this is a WebSocket endpoint")
 		return
 	case !p.cfg.originAllowed(r):
-		p.log.WithField("origin", r.Header.Get("Origin")).Println("websocket refused: origin not allowed")
+		logAt(p.log.WithField("origin", r.Header.Get("Origin")), slog.LevelWarn, "websocket refused: origin not allowed")
 		p.refuse(w, http.StatusForbidden, "pushlet: origin not allowed")
 		return
 	}
