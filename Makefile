@@ -103,7 +103,7 @@ stress: ## the tests of broker, client and WebSocket, COUNT=50 times on 1, 2 and
 
 .PHONY: model
 model: ## the model tests with RUNS=1000000 random runs each (root module)
-	$(VERIFY) PUSHLET_MODEL_RUNS=$(RUNS) go test -run 'TestModel|TestSharedModel' -timeout 0 -v .
+	$(VERIFY) PUSHLET_MODEL_RUNS=$(RUNS) go test -run 'TestModel|TestSharedModel|TestStoreModel' -timeout 0 -v .
 
 .PHONY: fuzz
 fuzz: ## every fuzz target for FUZZTIME=30s each

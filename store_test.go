@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -687,6 +688,9 @@ func TestStoreModel(t *testing.T) {
 	runs := 150
 	if testing.Short() {
 		runs = 30
+	}
+	if n, err := strconv.Atoi(os.Getenv("PUSHLET_MODEL_RUNS")); err == nil {
+		runs = n / 100 // it takes a hundred times as long as one of the others
 	}
 	for seed := range uint64(runs) {
 		ok := t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) {

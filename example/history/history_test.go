@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -246,11 +247,7 @@ func (r *reader) read(last int) {
 
 // TestKill kills the program, and starts it again: a client gets every message exactly once.
 func TestKill(t *testing.T) {
-	exe := filepath.Join(t.TempDir(), "history")
-	if out, err := exec.Command("go", "build", "-o", exe, ".").CombinedOutput(); err != nil {
-		t.Fatalf("go build: %v\n%s", err, out)
-	}
-	p := &program{t: t, exe: exe, db: filepath.Join(t.TempDir(), "history.db")}
+	p := &program{t: t, exe: build(t), db: filepath.Join(t.TempDir(), "history.db")}
 	p.start()
 	t.Cleanup(func() { _ = p.cmd.Process.Kill(); _ = p.cmd.Wait() })
 	p.send(1) // with an empty file the log begins anew
@@ -297,4 +294,85 @@ func TestKill(t *testing.T) {
 	if !slices.Equal(r.got, want) {
 		t.Errorf("got %q, want %q", r.got, want)
 	}
+}
+
+// TestKillWhileSending kills the program in the midst of it: what was acknowledged arrives,
+// and of the others none twice.
+func TestKillWhileSending(t *testing.T) {
+	p := &program{t: t, exe: build(t), db: filepath.Join(t.TempDir(), "history.db")}
+	p.start()
+	t.Cleanup(func() { _ = p.cmd.Process.Kill(); _ = p.cmd.Wait() })
+	p.send(1)
+	r := &reader{t: t, p: p}
+	r.connect()
+	var acknowledged []string
+	for round := range 5 {
+		const senders = 4
+		var mu sync.Mutex
+		var all sync.WaitGroup
+		for sender := range senders {
+			all.Go(func() {
+				for i := 0; ; i++ {
+					text := fmt.Sprintf("%d %d %d", round, sender, i)
+					resp, err := http.PostForm(p.url+"/send", url.Values{"message": {text}})
+					if err != nil {
+						return // killed
+					}
+					resp.Body.Close()
+					if resp.StatusCode == http.StatusNoContent {
+						mu.Lock()
+						acknowledged = append(acknowledged, text)
+						mu.Unlock()
+					}
+				}
+			})
+		}
+		for range 20 {
+			event, data := r.next()
+			if event != "message" {
+				t.Fatalf("event %q %s", event, data)
+			}
+			r.got = append(r.got, data)
+		}
+		p.kill()
+		all.Wait()
+		r.close()
+		p.start()
+		r.connect()
+	}
+	p.send(1)
+	r.read(2)
+	r.close()
+	seen := make(map[string]int)
+	last := make(map[string]int)
+	for _, text := range r.got[:len(r.got)-1] {
+		seen[text]++
+		var round, sender, i int
+		if _, err := fmt.Sscan(text, &round, &sender, &i); err != nil {
+			t.Fatal(err)
+		}
+		from := fmt.Sprint(round, " ", sender)
+		if seen[text] > 1 || i < last[from] {
+			t.Errorf("%q came again, or late", text)
+		}
+		last[from] = i
+	}
+	for _, text := range acknowledged {
+		if seen[text] == 0 {
+			t.Errorf("%q was acknowledged and never came", text)
+		}
+	}
+	if len(acknowledged) < 50 {
+		t.Errorf("only %d were acknowledged", len(acknowledged))
+	}
+}
+
+// build returns the path of the program.
+func build(t *testing.T) string {
+	t.Helper()
+	exe := filepath.Join(t.TempDir(), "history")
+	if out, err := exec.Command("go", "build", "-o", exe, ".").CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v\n%s", err, out)
+	}
+	return exe
 }
