@@ -16,11 +16,23 @@
 // A message has a topic, an event name and data. A topic is UTF-8, 1 to 255 bytes without
 // control characters; paths such as users/123/notifications are a convention. An event
 // name has no CR, LF or NUL and at most 255 bytes; the empty one is "message". Data is
-// text, up to [WithMaxMessageSize]; bytes that are not UTF-8 become U+FFFD. The topic "*"
-// and event names that begin with "pushlet." are reserved.
+// text, up to [WithMaxMessageSize]; bytes that are not UTF-8 become U+FFFD. The topics
+// "*", "@user" and those that begin with "@user/", and event names that begin with "pushlet."
+// are reserved.
 //
 // [Pushlet.PublishToAll] appends to one broadcast log, "*", which every client follows
 // that follows at least one topic; a client gets a broadcast once.
+//
+// # Users
+//
+// [WithIdentity] gives a connection a user. It then follows, besides its topics, what
+// [Pushlet.PublishToUsers] sends to that user, which nobody else can: a log like that of a topic,
+// with the same promises, under the name "@user" for everyone. It counts against no limit, and
+// WithAuthorize is not asked about it. ?topic=@user follows it alone. [WithTopicHistory] with
+// the prefix "@user/" sets its limits. [Pushlet.Connections], [Pushlet.Disconnect] and
+// [WithReauthorize] are about who may stay.
+//
+// [Pushlet.HandlePush] lets other programs push, to users, topics or everyone.
 //
 // # Order
 //
@@ -92,6 +104,9 @@
 // gives back is checked; a message for another audience, or one that does not follow the one
 // before it, reaches nobody.
 //
+// [WithIngest] publishes what programs in any language append to a stream in Redis, exactly once;
+// [WithBridge] what they send on a channel, at most once.
+//
 // # Who is online
 //
 // [WithPresence] keeps track of users ([WithIdentity]) and connections of each topic on all
@@ -116,7 +131,8 @@
 // "*" for the broadcast log. Heartbeats are comment lines. In data LF, CR and CRLF all
 // arrive as LF, everything else as it was published. A status other than 200 makes a
 // browser's EventSource give up for good, so where it should come back it gets an empty
-// stream with a random "retry:".
+// stream with a random "retry:". Before the end of a stream that the application has ended
+// comes pushlet.disconnected, whose data is {"reason":"…"}.
 //
 // # The wire, WebSocket
 //
@@ -135,11 +151,13 @@
 //
 // Every frame has event, data (a string) and timestamp (RFC 3339, UTC). To resume the
 // broadcast log as well, subscribe to "*" with the "id" of the last broadcast before
-// subscribing to topics. ?topic= subscribes at once, with &since= from a position.
+// subscribing to topics. ?topic= subscribes at once, with &since= from a position: one for all
+// topics, or one for each in the same order, also for "*" and "@user". A client with a user, which
+// follows "@user" and the broadcast log from the start, can resume these two only so.
 //
 // The connection is closed with 1000 (maximum age, idle, or as the client asks), 1001
 // (shutdown), 1002 (protocol error), 1007 (text that is not UTF-8, corrupt compression),
-// 1008 (too many commands), 1009 (command too large), 1013 (slow consumer, if it reads
+// 1008 (too many commands, Disconnect, refused by WithReauthorize), 1009 (command too large), 1013 (slow consumer, if it reads
 // again in time; else it is cut off).
 // Commands that make no sense are answered with pushlet.error, and so is a subscribe for which
 // Redis has not answered for 10 seconds; what was subscribed after it goes on, so a client

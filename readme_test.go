@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -54,9 +55,9 @@ func (b codeBlock) program() string {
 		return line + b.text
 	}
 	var imports strings.Builder
-	for _, path := range []string{"errors", "log", "strings", "time"} {
-		if strings.Contains(b.text, path+".") {
-			fmt.Fprintf(&imports, "import %q\n", path)
+	for _, p := range []string{"crypto/subtle", "errors", "log", "strings", "time"} {
+		if strings.Contains(b.text, path.Base(p)+".") {
+			fmt.Fprintf(&imports, "import %q\n", p)
 		}
 	}
 	if strings.Contains(b.text, "redis.") {
@@ -67,6 +68,8 @@ import "net/http"
 import "github.com/usual2970/pushlet"
 
 var p *pushlet.Pushlet
+
+var token string
 
 func userOf(*http.Request) (string, error) { return "", nil }
 
