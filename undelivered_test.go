@@ -52,7 +52,7 @@ func publishMix(t *testing.T, p *pushlet.Pushlet, n int, topics ...string) (publ
 	for i := range n {
 		topic, event := topics[i%len(topics)], fmt.Sprint("event", i%3)
 		noise := make([]byte, i*797%2000) // which cannot be compressed
-		random.Read(noise)
+		_, _ = random.Read(noise)
 		data := fmt.Sprintf("%d %x", i, noise)
 		if topic == "*" {
 			check(t, p.PublishToAll(event, data))
