@@ -340,8 +340,9 @@ func WithRedis(client redis.UniversalClient) Option {
 // clients resume after this process has ended and another has begun. Publish then
 // returns nil when the store has the message; [WithPublishTimeout] and [WithPublishQueue]
 // apply as with Redis. How far back a client may come is limited by the store and by
-// [WithHistory], which is also how much of each topic in use is in memory. Only one process
-// may use a store at a time; several share a Redis instead: with both Start returns an error.
+// [WithHistory], which is also how much of each topic in use is in memory: by default that is
+// 5 minutes, so set it too. All messages are stored, also those of topics whose history is
+// off. Only one process may use a store at a time; several share a Redis instead: with both Start returns an error.
 func WithHistoryStore(h History) Option {
 	return func(c *config) {
 		if h == nil {

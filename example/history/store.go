@@ -102,11 +102,11 @@ func (s *store) Append(ctx context.Context, messages []pushlet.Message) error {
 			if err := changeCount(tx, key, log, 1, s.keep); err != nil {
 				return err
 			}
-			if err := tx.Bucket(newestBucket).Put(newestBucket, []byte(m.ID)); err != nil {
-				return err
-			}
 		}
-		return nil
+		if len(messages) == 0 {
+			return nil
+		}
+		return tx.Bucket(newestBucket).Put(newestBucket, []byte(messages[len(messages)-1].ID))
 	})
 }
 
