@@ -426,3 +426,79 @@ func nextEvent(lines *bufio.Scanner) (event, data, id string) {
 	}
 	return event, strings.Join(all, "\n"), id
 }
+
+// A program sends over HTTP to one user, whose browser follows nothing but that.
+func ExamplePushlet_HandlePush() {
+	p := pushlet.New(
+		pushlet.WithIdentity(func(r *http.Request) (string, error) {
+			session, err := r.Cookie("session") // an application looks it up
+			if err != nil {
+				return "", errors.New("please log in")
+			}
+			return session.Value, nil
+		}),
+		pushlet.WithPushAuthorize(func(r *http.Request) error {
+			if r.Header.Get("Authorization") != "Bearer s3cret" {
+				return pushlet.ErrUnauthenticated
+			}
+			return nil
+		}),
+	)
+	if err := p.Start(); err != nil {
+		log.Fatal(err)
+	}
+	defer p.Stop()
+	mux := http.NewServeMux()
+	mux.HandleFunc("/events", p.HandleSSE)
+	mux.HandleFunc("/push", p.HandlePush)
+	server := httptest.NewServer(mux)
+	defer server.Close()
+
+	follow, err := http.NewRequest(http.MethodGet, server.URL+"/events?topic=@user", nil)
+	if err != nil {
+		log.Fatal(err)
+	}
+	follow.AddCookie(&http.Cookie{Name: "session", Value: "u001"})
+	stream, err := http.DefaultClient.Do(follow)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer stream.Body.Close()
+	lines := bufio.NewScanner(stream.Body)
+	for lines.Scan() && !strings.HasPrefix(lines.Text(), "event: pushlet.connected") {
+	}
+
+	push := func(authorization string) {
+		const body = `{"uids":["u001","u002"],"events":[{"event":"invoice","data":{"no":17}}]}`
+		request, err := http.NewRequest(http.MethodPost, server.URL+"/push", strings.NewReader(body))
+		if err != nil {
+			log.Fatal(err)
+		}
+		request.Header.Set("Content-Type", "application/json")
+		request.Header.Set("Authorization", authorization)
+		request.Header.Set("Idempotency-Key", "invoice-17")
+		response, err := http.DefaultClient.Do(request)
+		if err != nil {
+			log.Fatal(err)
+		}
+		defer response.Body.Close()
+		answer, err := io.ReadAll(response.Body)
+		if err != nil {
+			log.Fatal(err)
+		}
+		fmt.Println(response.StatusCode, strings.TrimSpace(string(answer)))
+	}
+	push("")
+	push("Bearer s3cret")
+	push("Bearer s3cret") // the answer was lost, perhaps: nothing is published twice
+
+	for lines.Scan() && lines.Text() != "event: invoice" {
+	}
+	lines.Scan()
+	fmt.Println(lines.Text())
+	// Output:
+	// 401 {"error":"pushlet: unauthenticated"}
+	// 200 {"events":[{"published":2,"duplicates":0,"clients":1}]}
+	// 200 {"events":[{"published":0,"duplicates":2,"clients":1}]}
+	// data: {"no":17}
+}

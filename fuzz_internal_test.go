@@ -9,6 +9,8 @@ import (
 	"time"
 	"unicode"
 	"unicode/utf8"
+
+	"github.com/redis/go-redis/v9"
 )
 
 // FuzzCursor feeds any token to parseCursor. What it accepts must come out of
@@ -127,6 +129,43 @@ func FuzzTopic(f *testing.F) {
 		}
 		if h := hashTopic(topic); h != hashTopic(strings.Clone(topic)) || h >= 1<<40 {
 			t.Errorf("hashTopic(%q) = %x", topic, h)
+		}
+	})
+}
+
+// FuzzIngest reads any entry of a stream: what it goes to is a topic that may be published to, the
+// log of a user, or everyone.
+func FuzzIngest(f *testing.F) {
+	f.Add("topic", "a", "data", "hello", "event", "note")
+	f.Add("user", "ann", "data", "x", "topic", "*")
+	f.Add("topic", "@user/ann", "data", "x", "event", "")
+	f.Add("user", "\xff", "date", "x", "event", "pushlet.x")
+	f.Add("", "", "data", "", "topic", "")
+	in := &ingester{stream: "events", max: 100}
+	f.Fuzz(func(t *testing.T, n1, v1, n2, v2, n3, v3 string) {
+		messages, err := in.parse(redis.XMessage{ID: "1-1", Values: map[string]any{n1: v1, n2: v2, n3: v3}})
+		if err == nil && len(messages) == 0 || err != nil && len(messages) > 0 {
+			t.Fatalf("%v, %v", messages, err)
+		}
+		for _, m := range messages {
+			user, isUser := strings.CutPrefix(m.topic, userPrefix)
+			switch {
+			case isUser && checkUser(user) != nil, !isUser && m.topic != broadcastTopic && checkTopic(m.topic) != nil,
+				checkEvent(m.event) != nil, len(m.data) > 100, !strings.HasPrefix(m.key, "events 1-1 "):
+				t.Errorf("%+v", m)
+			}
+		}
+	})
+}
+
+// FuzzCall reads any call of another instance.
+func FuzzCall(f *testing.F) {
+	f.Add(`{"user":"ann","why":"over","reply":"pushlet{0}:r:x"}`)
+	f.Add(`{"client":"x"}`)
+	f.Add(`[]`)
+	f.Fuzz(func(t *testing.T, text string) {
+		if what, ok := parseCall(text); ok && (what.User == "" && what.Client == "" || what.Reply == "") {
+			t.Errorf("%q: %+v", text, what)
 		}
 	})
 }

@@ -116,3 +116,63 @@ func (w *firstEvent) Write(b []byte) (int, error) {
 	}
 	return w.ResponseRecorder.Write(b)
 }
+
+// FuzzPush sends any body to HandlePush: it is published as a whole or, with a reason, not at all.
+func FuzzPush(f *testing.F) {
+	for _, body := range []string{
+		`{"uids":["u001"],"events":[{"event":"message","data":"hello_world"}]}`,
+		`{"topics":["a","a","b"],"uids":["a"],"events":[{"data":{"a":[1,2]}},{"data":"\u0000\n"}]}`,
+		`{"events":[{"data":null},{"event":"x","data":" "}]}`,
+		`{"events":[{"data":"\ud800"}]}`,
+		`{"UIDS":["a"],"events":[{"data":1e400}]}`,
+		`{"uids":null}`, `{"uids":[],"events":[{"data":1}]}`, `{"uids":[null],"events":[{"data":1}]}`, `[]`, `{`, ``, `{"events":[{"data":"x"}]} x`,
+		`{"topics":["*","@user","@user/a"],"events":[{"data":1}]}`,
+		"{\"topics\":[\"\xff\"],\"events\":[{\"data\":\"\xff\"}]}",
+		`{"events":[{"event":"pushlet.gap","data":"x"}]}`,
+	} {
+		f.Add(body, "")
+		f.Add(body, "key")
+	}
+	p := newPushlet(f, pushlet.WithPushAuthorize(pushlet.AllowPush), pushlet.WithMaxMessageSize(1000), pushlet.WithMaxPushSize(4000))
+	check(f, p.Start())
+	var published uint64
+	f.Fuzz(func(t *testing.T, body, key string) {
+		r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/push", strings.NewReader(body))
+		r.Header.Set("Content-Type", "application/json")
+		r.Header["Idempotency-Key"] = []string{key}
+		w := httptest.NewRecorder()
+		p.HandlePush(w, r)
+		var answer struct {
+			Error  string
+			Events []struct {
+				Published, Duplicates, Clients uint64
+				Error                          string
+			}
+		}
+		if err := json.Unmarshal(w.Body.Bytes(), &answer); err != nil {
+			t.Fatalf("%q: %v", w.Body, err)
+		}
+		now := p.Stats().Published
+		n := now - published
+		published = now
+		switch w.Code {
+		case http.StatusBadRequest, http.StatusRequestEntityTooLarge:
+			if answer.Error == "" || len(answer.Events) > 0 || n > 0 {
+				t.Errorf("%q: %s, and %d published", body, w.Body, n)
+			}
+		case http.StatusOK:
+			var want uint64
+			for _, e := range answer.Events {
+				want += e.Published
+				if e.Error != "" || e.Published+e.Duplicates == 0 {
+					t.Errorf("%q: %s", body, w.Body)
+				}
+			}
+			if n != want || len(answer.Events) == 0 {
+				t.Errorf("%q: %s, and %d published", body, w.Body, n)
+			}
+		default:
+			t.Errorf("%q: status %d", body, w.Code)
+		}
+	})
+}

@@ -144,10 +144,12 @@ func WithAuthorize(authorize func(r *http.Request, topic string) error) Option {
 	return func(c *config) { c.authorize = authorize }
 }
 
-// WithIdentity sets a function that names the user of a connection, for hooks and
-// presence. Names are UTF-8 of 1 to 255 bytes without control characters; empty is a
-// client without a user. With an error, or a panic, the request is refused with status 401;
-// the error's text is sent. It is called in the connection's goroutine, by several at once.
+// WithIdentity sets a function that names the user of a connection, for
+// [Pushlet.PublishToUsers], hooks and presence. Names are UTF-8 of 1 to 255 bytes without
+// control characters; empty is a client without a user. With an error, or a panic, the request
+// is refused with status 401; the error's text is sent. It is called in the connection's
+// goroutine, by several at once. A connection with a user follows one topic more, that of the
+// user, and the broadcast log, also without other topics.
 func WithIdentity(identity func(r *http.Request) (user string, err error)) Option {
 	return func(c *config) { c.identity = identity }
 }

@@ -3,6 +3,7 @@ package pushlet
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -138,7 +139,7 @@ func (b *bridger) take(payload string) {
 			return
 		}
 		b.c.counters.rejected.Add(1)
-		b.c.log.WithField("channel", b.channel).WithField("error", err).Println("redis: a message of a bridge was left out")
+		logAt(b.c.log.WithField("channel", b.channel).WithField("error", err), slog.LevelWarn, "redis: a message of a bridge was left out")
 		return
 	}
 	b.c.counters.bridged.Add(1)

@@ -83,12 +83,18 @@ func takeAnswer(ctx context.Context, client *redis.Client, key string) ([]Client
 
 // takeCall does what another instance asks for. It does not block.
 func (pt *partition) takeCall(text string) {
-	var what call
-	if err := json.Unmarshal([]byte(text), &what); err != nil || what.User == "" && what.Client == "" || what.Reply == "" {
+	what, ok := parseCall(text)
+	if !ok {
 		pt.c.log.Println("redis: a call that is none of ours was ignored")
 		return
 	}
 	pt.c.work.Go(func() { pt.answerCall(what) }) // receive runs, so stop waits
+}
+
+// parseCall reads what callAll sends.
+func parseCall(text string) (what call, ok bool) {
+	err := json.Unmarshal([]byte(text), &what)
+	return what, err == nil && (what.User != "" || what.Client != "") && what.Reply != "" && len(what.Why) <= maxReason
 }
 
 func (pt *partition) answerCall(what call) {

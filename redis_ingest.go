@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 	"time"
 
@@ -60,9 +61,9 @@ func (in *ingester) run() {
 			in.c.pause(leaseRenew / 2)
 			continue
 		}
-		if err := in.session(); err != nil && in.c.ctx.Err() == nil {
+		if err := in.session(); err != nil && !errors.Is(err, errNoLease) && in.c.ctx.Err() == nil {
 			in.c.parts[0].failed(err)
-			in.c.log.WithField("stream", in.stream).WithField("error", err).Println("redis: ingest was interrupted")
+			logAt(in.c.log.WithField("stream", in.stream).WithField("error", err), slog.LevelWarn, "redis: ingest was interrupted")
 			in.c.pause(wait.next())
 			continue
 		}
@@ -143,7 +144,7 @@ func (in *ingester) publish(entries []redis.XMessage) error {
 // publishOne publishes a message, and tries for as long as this instance holds the lease.
 func (in *ingester) publishOne(m ingested) error {
 	var wait backoff
-	for {
+	for first := true; ; first = false {
 		if !in.lease.holds() {
 			return errNoLease
 		}
@@ -155,7 +156,10 @@ func (in *ingester) publishOne(m ingested) error {
 			return nil
 		case errors.Is(err, errDuplicate): // by an instance that did not come to remove it
 			return nil
-		case !in.c.pause(wait.next()):
+		case first && in.c.ctx.Err() == nil:
+			logAt(in.c.log.WithField("stream", in.stream).WithField("error", err), slog.LevelWarn, "redis: ingest cannot publish; it tries again")
+		}
+		if !in.c.pause(wait.next()) {
 			return err
 		}
 	}
@@ -237,7 +241,7 @@ func (in *ingester) remove(entries []redis.XMessage, byTopic map[string][]ingest
 		in.c.counters.rejected.Add(1)
 	}
 	if len(rejected) > 0 {
-		in.c.log.WithField("stream", in.stream).WithField("entries", len(rejected)).Println("redis: ingest rejected entries")
+		logAt(in.c.log.WithField("stream", in.stream).WithField("entries", len(rejected)), slog.LevelWarn, "redis: ingest rejected entries")
 	}
 	in.forget(ctx, byTopic)
 	return nil
