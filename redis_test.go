@@ -483,9 +483,17 @@ func TestPublishErrors(t *testing.T) {
 		})
 	}
 	all.Wait()
-	if counts[pushlet.ErrOverloaded] == 0 || counts[pushlet.ErrUnavailable] == 0 {
+	if counts[pushlet.ErrOverloaded] == 0 || counts[pushlet.ErrUncertain] == 0 {
 		t.Errorf("errors: %v", counts)
 	}
+	// Nothing is given to Redis any more while what was given to it is not answered.
+	eventually(t, "a message to wait in vain", func() bool {
+		err := s.p.Publish("a", "", "x")
+		if err == nil || errors.Is(err, pushlet.ErrUncertain) {
+			t.Errorf("waiting: %v", err)
+		}
+		return err == nil || errors.Is(err, pushlet.ErrUnavailable)
+	})
 	server.Continue()
 	s.ready(t)
 	eventually(t, "publishing to go on", func() bool { return s.p.Publish("a", "", "3") == nil })
