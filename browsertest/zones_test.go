@@ -1,0 +1,152 @@
+package browsertest
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/chromedp/chromedp"
+)
+
+// buildZones compiles example/zones once for all tests.
+var buildZones = sync.OnceValues(func() (string, error) {
+	binary := filepath.Join(scratch, "zones")
+	build := exec.Command("go", "build", "-o", binary, "./example/zones")
+	build.Dir = ".."
+	if out, err := build.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build the example: %w\n%s", err, out)
+	}
+	return binary, nil
+})
+
+// startZones runs the example at addr until the test ends, or until kill is called.
+func startZones(t *testing.T, addr string) (base string, kill func()) {
+	t.Helper()
+	binary, err := buildZones()
+	must(t, err)
+	cmd := exec.Command(binary, "-addr", addr)
+	stderr, err := cmd.StderrPipe()
+	must(t, err)
+	must(t, cmd.Start())
+	kill = sync.OnceFunc(func() { cmd.Process.Kill(); cmd.Wait() })
+	t.Cleanup(kill)
+	lines := bufio.NewScanner(stderr)
+	for lines.Scan() {
+		if _, base, ok := strings.Cut(lines.Text(), "Server started at "); ok {
+			go io.Copy(io.Discard, stderr) // ends with the process
+			return base, kill
+		}
+	}
+	t.Fatal("the example ended before it served")
+	return "", nil
+}
+
+// online is the condition that a page shows these users in its zone.
+func online(users ...string) string {
+	return fmt.Sprintf(`[...document.querySelectorAll("#online [data-user]")].map(e => e.textContent).join() === %q`, strings.Join(users, ","))
+}
+
+// received returns what a page shows as received, such as "hello to zone".
+func received(p *tab) []string {
+	p.t.Helper()
+	return eval[[]string](p, `[...document.querySelectorAll("#log [data-kind=message]")].map(e => e.querySelector(".data").textContent + " to " + e.dataset.to)`)
+}
+
+func has(message string) string {
+	return fmt.Sprintf(`[...document.querySelectorAll("#log [data-kind=message] .data")].some(e => e.textContent === %q)`, message)
+}
+
+const zonesOpen = `document.querySelector("#connection[data-state=open]")`
+
+// TestZonesExample has three pages in two zones, and sends to one, to a zone and to everyone.
+func TestZonesExample(t *testing.T) {
+	t.Parallel()
+	base, kill := startZones(t, "127.0.0.1:0")
+
+	// One by hand, two by their URL.
+	ann := openTab(t, base)
+	ann.do(fill("#zone", "red")...)
+	ann.do(fill("#user", "ann")...)
+	ann.do(fill("#events", "customEvent, news")...)
+	ann.do(click("#connect-button"))
+	ann.waitFor(zonesOpen)
+	bob := openTab(t, base+"/?zone=red&user=bob")
+	bob.waitFor(zonesOpen)
+	carol := openTab(t, base+"/?zone=blue&user=carol")
+	carol.waitFor(zonesOpen)
+	pages := []*tab{ann, bob, carol}
+	ann.waitFor(online("ann", "bob"))
+	bob.waitFor(online("ann", "bob"))
+	carol.waitFor(online("carol"))
+	ids := map[string]bool{}
+	for _, p := range pages {
+		ids[eval[string](p, `document.querySelector("#client").textContent`)] = true
+	}
+	if len(ids) != 3 || ids["–"] {
+		t.Errorf("the IDs of the connections are %v", ids)
+	}
+
+	send := func(text, button string, clients int) {
+		t.Helper()
+		ann.do(append(fill("#content", text), click(button))...)
+		ann.waitFor(fmt.Sprintf(`document.querySelector("#send-result[data-ok=true]")?.textContent === "Sent to %d connections."`, clients))
+		eval[chromedp.Void](ann, `document.querySelector("#send-result").textContent = ""`)
+	}
+	ann.do(click("#online [data-user=bob]")) // fills in whom to send to
+	send("for bob <img src=x>", "#send-user", 1)
+	send("for red", "#send-zone", 2)
+	send("for all", "#send-all", 3)
+	for _, p := range pages {
+		p.waitFor(has("for all"))
+	}
+	for i, want := range [][]string{
+		{"for red to zone", "for all to everyone"},
+		{"for bob <img src=x> to user", "for red to zone", "for all to everyone"},
+		{"for all to everyone"},
+	} {
+		if got := received(pages[i]); !slices.Equal(got, want) {
+			t.Errorf("page %d shows %q, want %q", i, got, want)
+		}
+	}
+	if eval[bool](bob, `document.querySelector("img") !== null`) {
+		t.Error("a message became markup")
+	}
+
+	// An event that only ann listens for; and one that nobody may send.
+	ann.do(fill("#event", "news")...)
+	send("an event", "#send-zone", 2)
+	ann.waitFor(`document.querySelector("#log [data-kind=message][data-tag=news]")`)
+	ann.do(append(fill("#event", "pushlet.gap"), click("#send-zone"))...)
+	ann.waitFor(`document.querySelector("#send-result[data-ok=false]")?.textContent.includes("reserved")`)
+	ann.do(fill("#event", "customEvent")...)
+
+	// Who leaves is no longer shown.
+	bob.do(click("#connect-button"))
+	bob.waitFor(`document.querySelector("#connection[data-state=closed]")`)
+	ann.waitFor(online("ann"))
+
+	// A server that starts again has all back, and they are told that there was a gap.
+	kill()
+	for _, p := range []*tab{ann, carol} {
+		p.waitFor(`document.querySelector("#connection[data-state=connecting]")`)
+	}
+	startZones(t, strings.TrimPrefix(base, "http://"))
+	for _, p := range []*tab{ann, carol} {
+		p.waitFor(zonesOpen)
+		p.waitFor(`document.querySelector("#log [data-kind=gap]")?.textContent.includes("restarted")`)
+	}
+	send("after the restart", "#send-all", 2)
+	for _, p := range []*tab{ann, carol} {
+		p.waitFor(has("after the restart"))
+	}
+
+	// A name that is not allowed.
+	bob.do(append(fill("#user", "a/b"), click("#connect-button"))...)
+	bob.waitFor(`document.querySelector("#log > :last-child")?.textContent.includes("refused")`)
+}
