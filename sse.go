@@ -245,8 +245,14 @@ func (p *Pushlet) watchSSE(c *client, conn net.Conn) {
 func (p *Pushlet) streamSSE(w http.ResponseWriter, r *http.Request, s *sseRequest) {
 	rc := http.NewResponseController(w)
 	deadlineErr := rc.SetWriteDeadline(time.Time{}) // a WriteTimeout is not meant for streams
-	setSSEHeader(w.Header())
-	if err := rc.Flush(); err != nil {
+	var err error = http.ErrNotSupported
+	if canFlush(w) {
+		setSSEHeader(w.Header())
+		// Wrappers that compress, or count, look at the header only here, and not in Flush.
+		w.WriteHeader(http.StatusOK)
+		err = rc.Flush()
+	}
+	if err != nil {
 		w.Header().Del("Content-Type")
 		p.counters.sse.Add(-1)
 		p.refuse(w, http.StatusNotImplemented, "pushlet: streaming is not supported here: "+err.Error())
@@ -265,6 +271,20 @@ func (p *Pushlet) streamSSE(w http.ResponseWriter, r *http.Request, s *sseReques
 	t.retire()
 	p.counters.sse.Add(-1)
 	p.leave(c)
+}
+
+// canFlush reports whether there is a Flush that http.ResponseController would call.
+func canFlush(w http.ResponseWriter) bool {
+	for {
+		switch v := w.(type) {
+		case http.Flusher, interface{ FlushError() error }:
+			return true
+		case interface{ Unwrap() http.ResponseWriter }:
+			w = v.Unwrap()
+		default:
+			return false
+		}
+	}
 }
 
 // feed writes what is queued to c whenever there is something, until the end.

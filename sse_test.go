@@ -397,6 +397,35 @@ func withGzip() siteOption {
 	})
 }
 
+// headerFirst decides in WriteHeader what it makes of the body, as chi's Compress does.
+type headerFirst struct {
+	http.ResponseWriter
+	t     testing.TB
+	wrote bool
+}
+
+func (w *headerFirst) WriteHeader(status int) {
+	w.wrote = true
+	w.ResponseWriter.WriteHeader(status)
+}
+
+func (w *headerFirst) FlushError() error {
+	if !w.wrote {
+		w.t.Error("flushed before WriteHeader")
+	}
+	return http.NewResponseController(w.ResponseWriter).Flush()
+}
+
+// TestSSEWriteHeader: whoever wraps the ResponseWriter sees the header before it is sent.
+func TestSSEWriteHeader(t *testing.T) {
+	s := newSite(t, wrapWith(func(w http.ResponseWriter) http.ResponseWriter {
+		return &headerFirst{ResponseWriter: w, t: t}
+	}))
+	st, _, _ := s.connect(t, "", "")
+	check(t, s.p.Publish("default", "", "hello"))
+	st.expectMessages("hello")
+}
+
 // gunzip reads a compressed stream; the gzip header is read with the first bytes.
 type gunzip struct {
 	from io.Reader
