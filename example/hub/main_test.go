@@ -89,9 +89,10 @@ func ask(t *testing.T, method, url, body string, header ...string) (status int, 
 
 // A stream is a connection to an event stream.
 type stream struct {
-	t     *testing.T
-	body  io.Closer
-	lines *bufio.Scanner
+	t        *testing.T
+	body     io.Closer
+	lines    *bufio.Scanner
+	encoding string // of the body
 }
 
 func follow(t *testing.T, url string, header ...string) *stream {
@@ -107,9 +108,9 @@ func follow(t *testing.T, url string, header ...string) *stream {
 	if resp.StatusCode != http.StatusOK || resp.Header.Get("Content-Type") != "text/event-stream" {
 		t.Fatalf("%s answers %s of type %s", url, resp.Status, resp.Header.Get("Content-Type"))
 	}
-	s := &stream{t, resp.Body, nil}
+	s := &stream{t: t, body: resp.Body, encoding: resp.Header.Get("Content-Encoding")}
 	var body io.Reader = resp.Body
-	if resp.Header.Get("Content-Encoding") == "gzip" {
+	if s.encoding == "gzip" {
 		defer time.AfterFunc(patience, func() { resp.Body.Close() }).Stop()
 		body, err = gzip.NewReader(resp.Body)
 		check(t, err)
@@ -177,7 +178,7 @@ func TestHub(t *testing.T) {
 	out, err := cmd.StdoutPipe()
 	check(t, err)
 	check(t, cmd.Start())
-	u001 := &stream{t, out, bufio.NewScanner(out)}
+	u001 := &stream{t: t, body: out, lines: bufio.NewScanner(out)}
 	u001.expect("pushlet.connected", "{")
 	u002 := follow(t, base+"/events?uid=u002")
 	u002again := follow(t, base+"/events?uid=u002")
