@@ -14,23 +14,29 @@ import (
 	"github.com/chromedp/chromedp"
 )
 
-// buildZones compiles example/zones once for all tests.
-var buildZones = sync.OnceValues(func() (string, error) {
-	binary := filepath.Join(scratch, "zones")
-	build := exec.Command("go", "build", "-o", binary, "./example/zones")
-	build.Dir = ".."
+// buildZones and buildHub compile these examples once for all tests.
+var (
+	buildZones = sync.OnceValues(func() (string, error) { return buildProgram("zones") })
+	buildHub   = sync.OnceValues(func() (string, error) { return buildProgram("hub") })
+)
+
+// buildProgram compiles an example that has a folder.
+func buildProgram(name string) (string, error) {
+	binary := filepath.Join(scratch, name)
+	build := exec.Command("go", "build", "-o", binary, ".")
+	build.Dir = filepath.Join("..", "example", name)
 	if out, err := build.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build the example: %w\n%s", err, out)
 	}
 	return binary, nil
-})
+}
 
-// startZones runs the example at addr until the test ends, or until kill is called.
-func startZones(t *testing.T, addr string) (base string, kill func()) {
+// startProgram runs an example until the test ends, or until kill is called.
+func startProgram(t *testing.T, build func() (string, error), args ...string) (base string, kill func()) {
 	t.Helper()
-	binary, err := buildZones()
+	binary, err := build()
 	must(t, err)
-	cmd := exec.Command(binary, "-addr", addr)
+	cmd := exec.Command(binary, args...)
 	stderr, err := cmd.StderrPipe()
 	must(t, err)
 	must(t, cmd.Start())
@@ -67,7 +73,7 @@ const zonesOpen = `document.querySelector("#connection[data-state=open]")`
 // TestZonesExample has three pages in two zones, and sends to one, to a zone and to everyone.
 func TestZonesExample(t *testing.T) {
 	t.Parallel()
-	base, kill := startZones(t, "127.0.0.1:0")
+	base, kill := startProgram(t, buildZones, "-addr", "127.0.0.1:0")
 
 	// One by hand, two by their URL.
 	ann := openTab(t, base)
@@ -136,7 +142,7 @@ func TestZonesExample(t *testing.T) {
 	for _, p := range []*tab{ann, carol} {
 		p.waitFor(`document.querySelector("#connection[data-state=connecting]")`)
 	}
-	startZones(t, strings.TrimPrefix(base, "http://"))
+	startProgram(t, buildZones, "-addr", strings.TrimPrefix(base, "http://"))
 	for _, p := range []*tab{ann, carol} {
 		p.waitFor(zonesOpen)
 		p.waitFor(`document.querySelector("#log [data-kind=gap]")?.textContent.includes("restarted")`)
@@ -149,4 +155,31 @@ func TestZonesExample(t *testing.T) {
 	// A name that is not allowed.
 	bob.do(append(fill("#user", "a/b"), click("#connect-button"))...)
 	bob.waitFor(`document.querySelector("#log > :last-child")?.textContent.includes("refused")`)
+}
+
+// TestHubExample has two users' pages, one of which pushes to the other.
+func TestHubExample(t *testing.T) {
+	t.Parallel()
+	base, _ := startProgram(t, buildHub, "-addr", "127.0.0.1:0", "-every", "100ms")
+	one, two := openTab(t, base+"/?uid=u001"), openTab(t, base+"/?uid=u002")
+	item := func(text string) string {
+		return fmt.Sprintf(`[...document.querySelectorAll("#messages li")].some(e => e.textContent.startsWith(%q))`, text)
+	}
+	for _, p := range []*tab{one, two} {
+		p.waitFor(`document.querySelector("#state").textContent === "connected" && ` + item("hello_world_"))
+	}
+	push := func(to, text string, clients int) {
+		t.Helper()
+		eval[chromedp.Void](one, fmt.Sprintf(`document.querySelector("#to").value = %q`, to))
+		one.do(append(fill("#data", text), click("form button"))...)
+		one.waitFor(fmt.Sprintf(`document.querySelector("#answer").textContent === "Sent to %d connections."`, clients))
+	}
+	push("u002", "for u002", 1)
+	push("", "for all", 2)
+	for _, p := range []*tab{one, two} {
+		p.waitFor(item("for all"))
+	}
+	if !eval[bool](two, item("for u002")) || eval[bool](one, item("for u002")) {
+		t.Error("what was for u002 did not come to u002 alone")
+	}
 }
