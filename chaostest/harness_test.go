@@ -352,6 +352,11 @@ func (w *world) settle() {
 	w.t.Helper()
 	close(w.calm)
 	w.ready()
+	// A client that comes back with a position from a log that is gone is told so, and need
+	// not get what the new one has by then: all have to be there before the last messages.
+	w.eventually("every client follows its topics", func() bool {
+		return !slices.ContainsFunc(w.clients, func(c *client) bool { return !c.isThere() })
+	})
 	load := w.published(0, w.since()).published
 	var last []message
 	for _, topic := range append(slices.Clone(w.names), everybody) {
@@ -781,7 +786,8 @@ type client struct {
 	mu    sync.Mutex
 	log   []record
 	conn  net.Conn
-	beats int // heartbeats so far
+	here  map[string]bool // topics that it follows on this connection
+	beats int             // heartbeats so far
 }
 
 func (c *client) run(session func(url string) (why string)) {
@@ -793,6 +799,7 @@ func (c *client) run(session func(url string) (why string)) {
 		}
 		before := c.size()
 		why := session(in.url())
+		c.leave()
 		if c.size() > before {
 			c.note(record{kind: ended, note: why})
 			c.rest(0, 100*time.Millisecond)
@@ -830,6 +837,41 @@ func (c *client) note(r record) {
 
 func (c *client) complain(format string, args ...any) {
 	c.w.complain(c.name+": "+format, args...)
+}
+
+// enter notes that the client follows a topic on this connection.
+func (c *client) enter(topic string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.here == nil {
+		c.here = make(map[string]bool)
+	}
+	c.here[topic] = true
+}
+
+// leave notes that it does not follow topics any more, all if none are given.
+func (c *client) leave(topics ...string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(topics) == 0 {
+		clear(c.here)
+	}
+	for _, topic := range topics {
+		delete(c.here, topic)
+	}
+}
+
+func (c *client) isHere(topic string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.here[topic]
+}
+
+// isThere reports whether the client follows all its topics on this connection.
+func (c *client) isThere() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.here) == 1+len(c.topics)
 }
 
 // hasAll reports whether something of a kind has happened in each topic since a time.
@@ -1072,6 +1114,9 @@ func (c *client) onEvent(e event) {
 			c.complain("pushlet.connected is %q: %v", e.data, err)
 		}
 		c.inGap = false
+		for _, topic := range append([]string{everybody}, c.topics...) {
+			c.enter(topic)
+		}
 		if c.size() == 0 {
 			c.note(record{kind: opened})
 			for _, topic := range append([]string{everybody}, c.topics...) {
@@ -1120,7 +1165,6 @@ func (c *client) followWebSocket(base string) (why string) {
 	defer c.hangUp(ws.NetConn())
 	pong := ws.PingHandler()
 	ws.SetPingHandler(func(data string) error { c.beat(); return pong(data) })
-	follows := make(map[string]bool) // topics that are subscribed to
 	subscribe := func(topic string) error {
 		cmd := map[string]string{"action": "subscribe", "topic": topic}
 		if pos, ok := c.pos[topic]; ok {
@@ -1150,7 +1194,7 @@ func (c *client) followWebSocket(base string) (why string) {
 		}
 		switch f.Event {
 		case "pushlet.subscribed":
-			follows[f.Topic] = true
+			c.enter(f.Topic)
 			was, resumed := c.pos[f.Topic]
 			if resumed && f.ID != was {
 				c.complain("subscribed to %s from %s, asked for %s", f.Topic, f.ID, was)
@@ -1169,9 +1213,9 @@ func (c *client) followWebSocket(base string) (why string) {
 		default:
 			c.pos[f.Topic] = f.ID
 			c.got(f.Topic, f.Data, f.ID)
-			if topic := c.topics[c.rng.IntN(len(c.topics))]; c.rng.IntN(100) == 0 && follows[topic] {
+			if topic := c.topics[c.rng.IntN(len(c.topics))]; c.rng.IntN(100) == 0 && c.isHere(topic) {
 				err = ws.WriteJSON(map[string]string{"action": "unsubscribe", "topic": topic})
-				delete(follows, topic)
+				c.leave(topic)
 			}
 		}
 		if err != nil {
@@ -1659,8 +1703,14 @@ func (h *history) lacking(m message) (found []violation) {
 		}
 		if !slices.ContainsFunc(v.log, func(r record) bool { return r.kind == got && r.n == m.n }) {
 			text := fmt.Sprintf("%s has not got the last message of the run: %v", v.name, m)
-			if len(v.log) > 0 {
-				text += "\n" + v.around(len(v.log)-1)
+			last := len(v.log) - 1
+			for i, r := range v.log {
+				if r.topic == m.topic {
+					last = i
+				}
+			}
+			if last >= 0 {
+				text += "\n" + v.around(last)
 			}
 			found = append(found, violation{text: text, curable: true})
 		}
