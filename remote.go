@@ -81,7 +81,7 @@ type sharedTopic struct {
 	bytes     int      // of the stash
 	filling   bool     // a fill was asked for
 	asked     msgID    // the topic's position then
-	fills     int      // how many were asked for
+	fills     int      // how many were asked for; the last is answered unless filling
 	again     bool     // another one is wanted
 	reach     msgID    // from there
 	marks     int      // how many were asked for in vain
@@ -282,14 +282,16 @@ func (b *broker) fill(t *topic, from msgID) {
 		return
 	}
 	s.again = false
+	s.fills++
 	b.filling(t)
 	b.shared.fill(t.name, from)
 }
 
+// filling notes that something was asked for whose answer is one filled. If it is the
+// answer to a fill that has led to this, the fill is not yet answered for those who wait.
 func (b *broker) filling(t *topic) {
 	s := t.shared
 	s.filling, s.asked = true, t.last
-	s.fills++
 }
 
 // sight compares where topics are in Redis with where they are here.
@@ -389,7 +391,7 @@ func (b *broker) filled(cmd *filled) {
 	if cmd.aged && t.state != nil && t.state.log.cause == "" {
 		t.state.log.cause = gapExpired
 	}
-	if t.last == s.asked && !cmd.sure && !b.checkLoss(t, cmd) {
+	if !cmd.sure && (t.last == s.asked || t.last.lineage() != cmd.lineage) && !b.checkLoss(t, cmd) {
 		return // it has asked for a mark
 	}
 	for _, f := range cmd.frames {
