@@ -2025,7 +2025,7 @@ func (w *sharedWorld) finish() {
 	}
 	w.quiet = false
 	w.publishToAll()
-	w.rounds(1)
+	w.rounds(3) // a topic may have been opened, on a deaf subscription, after the messages before
 	w.checkClients()
 	if w.t.Failed() {
 		return
