@@ -26,7 +26,8 @@ type Stats struct {
 	Inbox             int           // commands that wait for the broker, of 128: many mean that it is at its limit
 	Distributed       bool          // topics are shared through Redis, and the Pushlet is running
 	RedisDown         time.Duration // for how long Redis has not answered; 0 if it does, or is not used
-	StoreDown         time.Duration // the same of the store of WithHistoryStore
+	Stored            bool          // topics are kept by WithHistoryStore, and the Pushlet is running
+	StoreDown         time.Duration // for how long that store has not worked; 0 if it does, or is not used
 	PublishQueue      int           // messages that wait for Redis, or the store, to take them
 	PublishQueueBytes int           // bytes of these
 
@@ -66,9 +67,9 @@ func (s Stats) String() string {
 		s.Undelivered, byReason(s.UndeliveredReasons), s.BytesSent, s.Resumes, s.Gaps, byReason(s.GapReasons),
 		s.FellBehind, s.Slow, s.WriteTimeouts, s.ReportsDropped)
 	fmt.Fprintf(&b, " distributed=%t redis_down=%v publish_queue=%d publish_queue_bytes=%d redis_reads=%d rollbacks=%d "+
-		"ingested=%d bridged=%d rejected=%d store_down=%v store_reads=%d",
+		"ingested=%d bridged=%d rejected=%d stored=%t store_down=%v store_reads=%d",
 		s.Distributed, s.RedisDown.Round(time.Millisecond), s.PublishQueue, s.PublishQueueBytes, s.RedisReads, s.Rollbacks,
-		s.Ingested, s.Bridged, s.Rejected, s.StoreDown.Round(time.Millisecond), s.StoreReads)
+		s.Ingested, s.Bridged, s.Rejected, s.Stored, s.StoreDown.Round(time.Millisecond), s.StoreReads)
 	return b.String()
 }
 
@@ -213,10 +214,10 @@ func (p *Pushlet) Stats() Stats {
 	p.gate.RLock()
 	if p.shared != nil && p.state == stateRunning {
 		s.PublishQueue, s.PublishQueueBytes = p.shared.depth()
-		if s.Distributed = p.connector != nil; s.Distributed {
-			s.RedisDown = p.shared.down()
+		if p.connector != nil {
+			s.Distributed, s.RedisDown = true, p.shared.down()
 		} else {
-			s.StoreDown = p.shared.down()
+			s.Stored, s.StoreDown = true, p.shared.down()
 		}
 	}
 	p.gate.RUnlock()

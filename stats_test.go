@@ -76,7 +76,7 @@ func TestStatsString(t *testing.T) {
 		"ended=3(idle:1 slow_consumer:2) published=0 delivered=0 undelivered=7(slow_consumer:7) bytes=0 resumes=0 " +
 		"gaps=2(expired:1 trimmed:1) fell_behind=0 slow=0 write_timeouts=0 reports_dropped=0 " +
 		"distributed=false redis_down=1.5s publish_queue=0 publish_queue_bytes=0 redis_reads=0 rollbacks=0 " +
-		"ingested=0 bridged=0 rejected=0 store_down=0s store_reads=0"
+		"ingested=0 bridged=0 rejected=0 stored=false store_down=0s store_reads=0"
 	for range 20 {
 		if got := fmt.Sprint(s); got != want {
 			t.Fatalf("got  %s\nwant %s", got, want)

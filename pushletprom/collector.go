@@ -8,6 +8,7 @@ package pushletprom
 import (
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -56,6 +57,7 @@ var metrics = []metric{
 	{"clients", gauge, "protocol", "Connections that are open.", func(s pushlet.Stats) map[string]float64 {
 		return map[string]float64{"sse": float64(s.SSE), "websocket": float64(s.WebSocket)}
 	}},
+	{"users", gauge, "", "Distinct users that are connected here.", one(func(s pushlet.Stats) int { return s.Users })},
 	{"topics", gauge, "", "Topics that have a follower or a message in history.", one(func(s pushlet.Stats) int { return s.Topics })},
 	{"clients_behind", gauge, "", "Clients that are being fed from history.", one(func(s pushlet.Stats) int { return s.Behind })},
 	{"queued_messages", gauge, "", "Messages that wait in clients' queues, counted for each client.", one(func(s pushlet.Stats) int { return s.Queued })},
@@ -73,30 +75,54 @@ var metrics = []metric{
 	{"fell_behind_total", counter, "", "Times a client's queue was full.", one(func(s pushlet.Stats) uint64 { return s.FellBehind })},
 	{"slow_total", counter, "", "Times a slow client lost messages and the policy was applied.", one(func(s pushlet.Stats) uint64 { return s.Slow })},
 	{"reports_dropped_total", counter, "", "Calls of OnSlow and OnUndelivered left out.", one(func(s pushlet.Stats) uint64 { return s.ReportsDropped })},
-	{"redis_up", gauge, "", "Whether Redis answers: 1 or 0. Only in distributed mode.", redis(func(s pushlet.Stats) float64 {
-		if s.RedisDown > 0 {
-			return 0
-		}
-		return 1
-	})},
+	{"publish_queue_messages", gauge, "", "Messages that wait for Redis or the store to take them. Only with one of these.", shared(func(s pushlet.Stats) int { return s.PublishQueue })},
+	{"publish_queue_bytes", gauge, "", "Bytes of messages that wait for Redis or the store to take them. Only with one of these.", shared(func(s pushlet.Stats) int { return s.PublishQueueBytes })},
+	{"redis_up", gauge, "", "Whether Redis answers: 1 or 0. Only in distributed mode.", redis(func(s pushlet.Stats) int { return up(s.RedisDown) })},
 	{"redis_down_seconds", gauge, "", "For how long Redis has not answered. Only in distributed mode.", redis(func(s pushlet.Stats) float64 { return s.RedisDown.Seconds() })},
-	{"publish_queue_messages", gauge, "", "Messages that wait for Redis to take them. Only in distributed mode.", redis(func(s pushlet.Stats) float64 { return float64(s.PublishQueue) })},
-	{"publish_queue_bytes", gauge, "", "Bytes of messages that wait for Redis to take them. Only in distributed mode.", redis(func(s pushlet.Stats) float64 { return float64(s.PublishQueueBytes) })},
-	{"redis_reads_total", counter, "", "Times a topic was read from Redis, because messages lacked. Only in distributed mode.", redis(func(s pushlet.Stats) float64 { return float64(s.RedisReads) })},
-	{"redis_rollbacks_total", counter, "", "Times Redis had lost messages that this instance had published. Only in distributed mode.", redis(func(s pushlet.Stats) float64 { return float64(s.Rollbacks) })},
+	{"redis_reads_total", counter, "", "Times a topic was read from Redis, because messages lacked. Only in distributed mode.", redis(func(s pushlet.Stats) uint64 { return s.RedisReads })},
+	{"redis_rollbacks_total", counter, "", "Times Redis had lost messages that this instance had published. Only in distributed mode.", redis(func(s pushlet.Stats) uint64 { return s.Rollbacks })},
+	{"ingested_total", counter, "", "Messages published by WithIngest. Only in distributed mode.", redis(func(s pushlet.Stats) uint64 { return s.Ingested })},
+	{"bridged_total", counter, "", "Messages taken from channels by WithBridge. Only in distributed mode.", redis(func(s pushlet.Stats) uint64 { return s.Bridged })},
+	{"rejected_total", counter, "", "Entries and messages of WithIngest and WithBridge that could not be published. Only in distributed mode.", redis(func(s pushlet.Stats) uint64 { return s.Rejected })},
+	{"store_up", gauge, "", "Whether the store works: 1 or 0. Only with WithHistoryStore.", store(func(s pushlet.Stats) int { return up(s.StoreDown) })},
+	{"store_down_seconds", gauge, "", "For how long the store has not worked. Only with WithHistoryStore.", store(func(s pushlet.Stats) float64 { return s.StoreDown.Seconds() })},
+	{"store_reads_total", counter, "", "Times a topic was read from the store. Only with WithHistoryStore.", store(func(s pushlet.Stats) uint64 { return s.StoreReads })},
 }
 
-func one[T int | uint64 | float64](of func(pushlet.Stats) T) func(pushlet.Stats) map[string]float64 {
+// A number is what a field of Stats is.
+type number interface{ int | uint64 | float64 }
+
+func one[T number](of func(pushlet.Stats) T) func(pushlet.Stats) map[string]float64 {
 	return func(s pushlet.Stats) map[string]float64 { return map[string]float64{"": float64(of(s))} }
 }
 
-func redis(of func(pushlet.Stats) float64) func(pushlet.Stats) map[string]float64 {
+func redis[T number](of func(pushlet.Stats) T) func(pushlet.Stats) map[string]float64 {
+	return where(func(s pushlet.Stats) bool { return s.Distributed }, of)
+}
+
+func store[T number](of func(pushlet.Stats) T) func(pushlet.Stats) map[string]float64 {
+	return where(func(s pushlet.Stats) bool { return s.Stored }, of)
+}
+
+func shared[T number](of func(pushlet.Stats) T) func(pushlet.Stats) map[string]float64 {
+	return where(func(s pushlet.Stats) bool { return s.Distributed || s.Stored }, of)
+}
+
+// where leaves a metric out of Pushlets that are not such.
+func where[T number](is func(pushlet.Stats) bool, of func(pushlet.Stats) T) func(pushlet.Stats) map[string]float64 {
 	return func(s pushlet.Stats) map[string]float64 {
-		if !s.Distributed {
+		if !is(s) {
 			return nil
 		}
 		return one(of)(s)
 	}
+}
+
+func up(down time.Duration) int {
+	if down > 0 {
+		return 0
+	}
+	return 1
 }
 
 func reasons(of func(pushlet.Stats) map[pushlet.Reason]uint64) func(pushlet.Stats) map[string]float64 {

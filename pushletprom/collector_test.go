@@ -2,11 +2,14 @@ package pushletprom
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"reflect"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -14,6 +17,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/usual2970/pushlet"
+	"github.com/usual2970/pushlet/pushlettest"
 )
 
 func start(t *testing.T) *pushlet.Pushlet {
@@ -94,15 +98,101 @@ func TestValues(t *testing.T) {
 		"pushlet_published_total": 3, "pushlet_delivered_total": 3, "pushlet_connections_total": 1,
 		"pushlet_connections_ended_total{reason=shutdown}": 0, "pushlet_queued_messages": 0,
 	})
-	if _, ok := values(t, r)["pushlet_redis_up"]; ok {
-		t.Error("pushlet_redis_up without Redis")
-	}
+	lacks(t, r, "pushlet_redis_up", "pushlet_store_up", "pushlet_publish_queue_messages")
 	if err := p.Stop(); err != nil {
 		t.Fatal(err)
 	}
 	await(t, r, map[string]float64{
 		"pushlet_clients{protocol=sse}": 0, "pushlet_connections_ended_total{reason=shutdown}": 1, "pushlet_published_total": 3,
 	})
+}
+
+// lacks checks that there are no such metrics.
+func lacks(t *testing.T, g prometheus.Gatherer, names ...string) {
+	t.Helper()
+	got := values(t, g)
+	for _, name := range names {
+		if _, ok := got[name]; ok {
+			t.Errorf("there is %s", name)
+		}
+	}
+}
+
+// faulty is a store that can be made to fail.
+type faulty struct {
+	pushlet.History
+	fails atomic.Bool
+}
+
+func (s *faulty) Append(ctx context.Context, messages []pushlet.Message) error {
+	if s.fails.Load() {
+		return pushlet.ErrUnavailable
+	}
+	return s.History.Append(ctx, messages)
+}
+
+func (s *faulty) Newest(ctx context.Context) (string, error) {
+	if s.fails.Load() {
+		return "", pushlet.ErrUnavailable
+	}
+	return s.History.Newest(ctx)
+}
+
+// TestStore: whether the store works, and what there is only with one.
+func TestStore(t *testing.T) {
+	s := &faulty{History: pushlettest.NewMemoryHistory()}
+	p := pushlet.New(pushlet.WithHistoryStore(s), pushlet.WithPublishTimeout(100*time.Millisecond))
+	if err := p.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { p.Stop() })
+	r := register(t, NewCollector(p))
+	await(t, r, map[string]float64{"pushlet_store_up": 1, "pushlet_store_down_seconds": 0, "pushlet_store_reads_total": 0,
+		"pushlet_publish_queue_messages": 0, "pushlet_publish_queue_bytes": 0, "pushlet_users": 0})
+	lacks(t, r, "pushlet_redis_up", "pushlet_ingested_total")
+	s.fails.Store(true)
+	if err := p.Publish("a", "", "hello"); err == nil {
+		t.Error("published without a store")
+	}
+	await(t, r, map[string]float64{"pushlet_store_up": 0})
+	if down := values(t, r)["pushlet_store_down_seconds"]; down <= 0 {
+		t.Errorf("down for %v", down)
+	}
+	s.fails.Store(false)
+	await(t, r, map[string]float64{"pushlet_store_up": 1})
+}
+
+// TestFields: every field of Stats is in a metric, so that none that comes is forgotten.
+func TestFields(t *testing.T) {
+	with := func(change func(reflect.Value)) string {
+		s := pushlet.Stats{Distributed: true, Stored: true}
+		change(reflect.ValueOf(&s).Elem())
+		var all []map[string]float64
+		for _, m := range metrics {
+			all = append(all, m.value(s))
+		}
+		return fmt.Sprint(all)
+	}
+	none := with(func(reflect.Value) {})
+	// What others say already.
+	same := map[string]bool{"Clients": true, "Undelivered": true, "Gaps": true, "WriteTimeouts": true}
+	for i, f := range reflect.VisibleFields(reflect.TypeFor[pushlet.Stats]()) {
+		got := with(func(s reflect.Value) {
+			switch v := s.Field(i); v.Kind() {
+			case reflect.Bool:
+				v.SetBool(false)
+			case reflect.Map:
+				v.Set(reflect.ValueOf(map[pushlet.Reason]uint64{"x": 1}))
+			case reflect.Uint64:
+				v.SetUint(1)
+			default:
+				v.SetInt(1)
+			}
+		})
+		if changed := got != none; changed == same[f.Name] {
+			t.Errorf("%s: in a metric: %v", f.Name, changed)
+		}
+	}
 }
 
 // await waits until the values are these.
