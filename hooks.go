@@ -30,9 +30,13 @@ type Hooks struct {
 	// were queued. A client that comes back and resumes gets them from history.
 	//
 	// It is told of at most the newest 1,000 messages of a connection that are still in
-	// history and of a topic that the client still follows. Others are counted in
-	// [Stats].ReportsDropped, so that the calls and these together are
-	// [Stats].Undelivered.
+	// history and of a topic that the client still follows. They are looked for from the
+	// newest message of each topic backwards; after 16,384 that were not queued for this
+	// client, because they were published after it had ended or were written before, the
+	// search is over. What a client was still to get when it subscribed to the topic again
+	// may not be found either, and what was queued twice for that is told once. All that is
+	// not told is counted in [Stats].ReportsDropped, so that the calls and these together
+	// are [Stats].Undelivered.
 	//
 	// It is not told of what the system has taken and the peer has never read; of what a
 	// client that was behind had still to get from history; or of what history no longer
