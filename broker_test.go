@@ -1,6 +1,9 @@
 package pushlet
 
 import (
+	"fmt"
+	"math"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"testing"
@@ -19,7 +22,7 @@ func newTestBroker(t *testing.T, options ...Option) (*broker, *clientEnv) {
 		t.Fatal(cfg.err)
 	}
 	k, f := new(counters), newFlusher(0)
-	env := &clientEnv{maxMessages: cfg.queueMessages, maxBytes: cfg.queueBytes, flusher: f, counters: k}
+	env := &clientEnv{maxMessages: cfg.queueMessages, maxBytes: cfg.queueBytes, maxTopics: cfg.maxTopics, flusher: f, counters: k}
 	return newBroker(&cfg, f, k, func(report) {}, time.Now()), env
 }
 
@@ -141,6 +144,113 @@ func TestQueueTakesParts(t *testing.T) {
 			if c.private != nil || c.spare[0].seg != nil {
 				t.Error("an empty queue keeps a segment")
 			}
+		}
+	}
+}
+
+// answerUntil queues answers of 1 KB until the client is ended or they are that many bytes,
+// and returns how many they were.
+func answerUntil(b *broker, c *client, most int) (bytes int) {
+	answer := make([]byte, 1000)
+	for bytes < most {
+		b.apply(&reply{c, answer})
+		b.flusher.wg.Wait()
+		if c.isEnding() {
+			break
+		}
+		bytes += len(answer)
+	}
+	return bytes
+}
+
+// Answers have a limit of their own: a client whose queue is full of messages may still ask,
+// and one that does not read its answers is ended, however much its queue may hold.
+func TestAnswersDoNotCountAsMessages(t *testing.T) {
+	b, env := newTestBroker(t, WithQueue(1000, 8<<10), WithMaxTopics(10))
+	c := attachTo(b, env, formBinary, "a")
+	drainQueue(c)
+	n := 0
+	for data := strings.Repeat("x", 1000); c.behind == 0; n++ {
+		publishTo(b, "a", data)
+		b.apply(&reply{c, make([]byte, 500)})
+	}
+	if messages, _ := c.depth(); messages != n-1 || messages != 7 {
+		t.Errorf("%d messages of 1.1 KiB in 8 KiB, and %d that had no room", messages, n-messages)
+	}
+	const most = 50_000
+	if answerUntil(b, c, most) < most {
+		t.Error("a client with a full queue is ended after less than 64 KiB of answers")
+	}
+	if _, step := drainQueue(c); step != stepPage || c.control != 0 || c.bytes != 0 {
+		t.Errorf("step %v, %d bytes and %d of answers are left", step, c.bytes, c.control)
+	}
+}
+
+func TestAnswersAreBounded(t *testing.T) {
+	for topics, limit := range map[int]int{1: 64 << 10, 100: 100 << 10, 1000: 1000 << 10, math.MaxInt: 8 << 20} {
+		b, env := newTestBroker(t, WithQueue(1<<20, 1<<30), WithMaxTopics(topics))
+		c := attachTo(b, env, formBinary, "a")
+		publishTo(b, "a", strings.Repeat("x", 1<<20)) // which is no answer
+		if got := answerUntil(b, c, 16<<20); got < limit-1000 || got > limit+1000 || c.endReason() != ReasonSlow {
+			t.Errorf("up to %d topics: ended after %d bytes of answers: %q", topics, got, c.endReason())
+		}
+	}
+}
+
+// Whoever follows as many topics as it may at once, and has missed messages of all of them,
+// is not ended for what it is told then.
+func TestAnswersToAllTopicsFit(t *testing.T) {
+	for _, n := range []int{10, 100, 1000} {
+		b, env := newTestBroker(t, WithMaxTopics(n))
+		for form := formBinary; form < numForms; form++ {
+			c := newClient(Client{ID: newClientID()}, form, nullTransport{}, env, time.Now())
+			var all []*subscribe
+			for i := range n {
+				topic := fmt.Sprintf("%0255d", i)
+				hello := appendJSONHead(nil, topic, eventSubscribed, "", b.now)
+				all = append(all, &subscribe{client: c, topic: topic, hello: hello, resume: true, now: b.now})
+			}
+			b.apply(&attach{client: c, first: all})
+			b.flusher.wg.Wait()
+			if got, _ := drainQueue(c); strings.Count(got, eventGap) != n || c.isEnding() {
+				t.Errorf("%d topics: %d gaps, ended: %q", n, strings.Count(got, eventGap), c.endReason())
+			}
+		}
+	}
+}
+
+// What counts as answers is exact, whatever is queued and written when. "id:" lines do not.
+func TestAnswersAreCounted(t *testing.T) {
+	for form := range numForms {
+		b, env := newTestBroker(t, WithQueue(50, 16<<10))
+		c := attachTo(b, env, form, "a", "b")
+		for i := range 3000 {
+			switch rand.IntN(5) {
+			case 0, 1:
+				publishTo(b, []string{"a", "b", broadcastTopic}[i%3], strings.Repeat("x", rand.IntN(300)))
+			case 2:
+				b.apply(&reply{c, make([]byte, rand.IntN(200))})
+			case 3:
+				b.beat(c, b.now)
+			default:
+				chunk, _ := c.peek(make([]byte, 0, 512))
+				if step, _ := c.wrote(rand.IntN(len(chunk) + 1)); step == stepPage {
+					b.page(c)
+				}
+			}
+			bytes, control := 0, 0
+			for _, s := range c.queue {
+				bytes += s.len()
+				if s.n == 0 && form != formSSE {
+					control += s.len()
+				}
+			}
+			if c.bytes != bytes || int(c.control) != control {
+				t.Fatalf("form %d, step %d: %d bytes and %d of answers, want %d and %d", form, i, c.bytes, c.control, bytes, control)
+			}
+		}
+		if form == formSSE && c.control != 0 {
+			t.Error("an SSE client has answers")
 		}
 	}
 }

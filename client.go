@@ -34,6 +34,7 @@ type client struct {
 
 	// Guarded by mu, which is never held while something waits.
 	mu         sync.Mutex
+	control    uint32 // of bytes, those that isControl
 	queue      []span // what is to be written, neighbours merged
 	spare      [2]span
 	bytes      int   // in queue
@@ -55,6 +56,7 @@ type client struct {
 type clientEnv struct {
 	maxMessages int
 	maxBytes    int
+	maxTopics   int
 	flusher     *flusher
 	counters    *counters
 	requestPage func(*client) // asks the broker for the next page of history
@@ -99,7 +101,7 @@ func (c *client) offer(own []byte, s span) outcome {
 		return ignored
 	}
 	size := len(own) + s.len()
-	if c.messages > 0 && (c.messages >= c.env.maxMessages || c.bytes+size > c.env.maxBytes) {
+	if c.messages > 0 && (c.messages >= c.env.maxMessages || c.bytes-int(c.control)+size > c.env.maxBytes) {
 		return full
 	}
 	if len(own) > 0 {
@@ -109,8 +111,15 @@ func (c *client) offer(own []byte, s span) outcome {
 	return c.schedule()
 }
 
-// maxControl is how many bytes of answers may be queued on top of the messages.
-const maxControl = 64 << 10
+// maxControl is how many bytes of answers may be queued, whatever messages are: 1 KiB for
+// each topic that a client may follow, so that what it gets for following them all at once
+// fits, which is an answer and a gap for each; and at least 64 KiB, and no more than 8 MiB.
+func (env *clientEnv) maxControl() int { return min(max(env.maxTopics, 64), 8<<10) << 10 }
+
+// isControl reports whether s holds answers, pings and the like, which do not count against
+// the limits of the messages. An SSE client gets none for the asking; what it has of its own
+// is the "id:" lines of its messages.
+func (c *client) isControl(s *span) bool { return s.n == 0 && c.form != formSSE }
 
 // tell queues bytes for this client alone that are no message of a topic. It is full
 // only for a client that asks and never reads the answers.
@@ -120,7 +129,7 @@ func (c *client) tell(b []byte) outcome {
 	if c.ending {
 		return ignored
 	}
-	if c.bytes > c.env.maxBytes+maxControl {
+	if int(c.control) >= c.env.maxControl() {
 		return full
 	}
 	c.pushPrivate(b)
@@ -180,6 +189,9 @@ func (c *client) endReason() Reason {
 func (c *client) push(s span) {
 	c.bytes += s.len()
 	c.messages += int(s.n)
+	if c.isControl(&s) {
+		c.control += uint32(s.len())
+	}
 	if last := len(c.queue) - 1; last >= 0 {
 		q := &c.queue[last]
 		if q.seg == s.seg && q.to == s.from {
@@ -292,6 +304,9 @@ func (c *client) take(n int) (messages int) {
 	done := 0
 	for n > 0 {
 		s := &c.queue[done]
+		if c.isControl(s) {
+			c.control -= uint32(min(n, s.len()))
+		}
 		if n < s.len() {
 			messages += s.cut(n, c.form)
 			break
@@ -328,7 +343,7 @@ func (c *client) remains() (queue []span, messages int) {
 	}
 	queue, messages = c.queue, c.messages
 	c.queue, c.private = nil, nil
-	c.bytes, c.messages = 0, 0
+	c.bytes, c.messages, c.control = 0, 0, 0
 	return queue, messages
 }
 

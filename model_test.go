@@ -209,6 +209,7 @@ func (w *modelWorld) boot() {
 	w.env = &clientEnv{
 		maxMessages: w.cfg.queueMessages,
 		maxBytes:    w.cfg.queueBytes,
+		maxTopics:   w.cfg.maxTopics,
 		flusher:     f,
 		counters:    &w.counters,
 		requestPage: func(c *client) { w.pages = append(w.pages, c) },

@@ -188,7 +188,8 @@ func WithLastMessageAge(age time.Duration) Option {
 
 // WithQueue sets how much may wait to be written to one client: messages and bytes. A
 // client whose queue is full is fed from history once it has read it; what lies in
-// several queues is in memory once. The default is 8,192 messages and 8 MiB.
+// several queues is in memory once. Answers to a WebSocket client's commands do not count:
+// they have a limit of their own. The default is 8,192 messages and 8 MiB.
 func WithQueue(messages, bytes int) Option {
 	return func(c *config) {
 		if messages < 1 || bytes < 1 {
@@ -267,7 +268,8 @@ func WithMaxClients(n int) Option {
 }
 
 // WithMaxTopics sets how many topics one connection may follow. More are refused with
-// status 400 or pushlet.error. The default is 100.
+// status 400 or pushlet.error. A WebSocket client may leave 1 KiB of answers unread for
+// each, but at least 64 KiB and no more than 8 MiB. The default is 100.
 func WithMaxTopics(n int) Option {
 	return positive("WithMaxTopics", n, func(c *config) { c.maxTopics = n })
 }

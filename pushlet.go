@@ -110,6 +110,7 @@ func New(options ...Option) *Pushlet {
 	p.env = &clientEnv{
 		maxMessages: cfg.queueMessages,
 		maxBytes:    cfg.queueBytes,
+		maxTopics:   cfg.maxTopics,
 		flusher:     p.flusher,
 		counters:    &p.counters,
 		requestPage: func(c *client) { p.broker.send(page{c}) },

@@ -334,6 +334,7 @@ func (w *sharedWorld) boot(i int) {
 	in.env = &clientEnv{
 		maxMessages: w.cfg.queueMessages,
 		maxBytes:    w.cfg.queueBytes,
+		maxTopics:   w.cfg.maxTopics,
 		flusher:     f,
 		counters:    &in.counters,
 		requestPage: func(c *client) { in.pages = append(in.pages, c) },
