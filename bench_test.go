@@ -2,6 +2,7 @@ package pushlet
 
 import (
 	"fmt"
+	"math"
 	"strings"
 	"testing"
 	"time"
@@ -59,13 +60,17 @@ func BenchmarkPublishNobody(b *testing.B) {
 	}
 }
 
+// unbounded is a queue that is never full. Where the workers get no time of the machine a
+// client would else lose messages, and who waits until all are delivered would wait for ever.
+var unbounded = WithQueue(math.MaxInt, math.MaxInt)
+
 // BenchmarkFanOut is what a delivery costs without the socket.
 func BenchmarkFanOut(b *testing.B) {
 	data := strings.Repeat("x", 100)
 	for _, form := range []form{formSSE, formBinary} {
 		for _, clients := range []int{1, 1000} {
 			b.Run(fmt.Sprintf("form=%d/clients=%d", form, clients), func(b *testing.B) {
-				p := startForBench(b)
+				p := startForBench(b, unbounded)
 				for range clients {
 					attachForBench(b, p, form, "topic")
 				}
@@ -79,5 +84,33 @@ func BenchmarkFanOut(b *testing.B) {
 				b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*clients), "ns/delivery")
 			})
 		}
+	}
+}
+
+// BenchmarkQueue is what a message costs in one client's queue: offered, and taken off again
+// with those beside it.
+func BenchmarkQueue(b *testing.B) {
+	for _, waiting := range []int{1, 16} {
+		b.Run(fmt.Sprintf("waiting=%d", waiting), func(b *testing.B) {
+			c := newClient(Client{}, formBinary, nullTransport{}, New().env, time.Now())
+			var l lane
+			text := make([]byte, 200)
+			var spans [256]span
+			for i := range spans {
+				spans[i] = l.put(1, text)
+			}
+			scratch := make([]byte, 0, gatherSize)
+			b.ReportAllocs()
+			i := 0
+			for b.Loop() {
+				c.offer(nil, spans[i%len(spans)])
+				if i++; i%waiting == 0 {
+					for step := stepMore; step == stepMore; {
+						chunk, _ := c.peek(scratch)
+						step, _ = c.wrote(len(chunk))
+					}
+				}
+			}
+		})
 	}
 }
