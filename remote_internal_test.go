@@ -34,7 +34,7 @@ func TestFillAfterWipe(t *testing.T) {
 	log := new(asked)
 	f := newFlusher(0)
 	var k counters
-	b := newBroker(&cfg, f, &k, func(SlowConsumer) {}, now)
+	b := newBroker(&cfg, f, &k, func(report) {}, now)
 	b.verify = true
 	b.share(log)
 	b.apply(&sighting{lineage: old, now: ms, fresh: true, topics: []sighted{{name: broadcastTopic}}})
@@ -67,7 +67,7 @@ func TestFillAfterWipe(t *testing.T) {
 	if len(b.waiting[c]) != 0 || b.find(c, "a") == nil {
 		t.Error("the client still waits")
 	}
-	if n := k.gaps.Load(); n != 1 {
+	if _, n := k.gaps.read(); n != 1 {
 		t.Errorf("%d gaps, want 1", n)
 	}
 }
