@@ -186,6 +186,7 @@ func (p *Pushlet) startBridges() {
 	}
 	for _, what := range p.cfg.bridges {
 		b := &bridger{p: p, c: c, lease: l, bridge: what}
+		c.bridgers = append(c.bridgers, b)
 		c.work.Go(b.run)
 	}
 }
@@ -379,7 +380,8 @@ func (s state) err() error {
 
 // Ready reports whether this instance can do its work: nil if so. Otherwise it is
 // ErrNotStarted, ErrClosed, or an error that wraps ErrUnavailable while Redis, or the store of
-// WithHistoryStore, does not answer. It does not wait.
+// WithHistoryStore, does not answer, or a channel of WithBridge is not listened to. It does
+// not wait.
 func (p *Pushlet) Ready() error {
 	p.gate.RLock()
 	defer p.gate.RUnlock()
@@ -389,14 +391,19 @@ func (p *Pushlet) Ready() error {
 	if p.shared == nil {
 		return nil
 	}
+	why := ""
 	if d := p.shared.down(); d > 0 {
-		err := fmt.Errorf("%w: %s has not answered for %v", ErrUnavailable, p.shared.name(), d.Round(time.Millisecond))
-		if last := p.shared.lastError(); last != nil {
-			err = fmt.Errorf("%w: %w", err, last)
-		}
-		return err
+		why = fmt.Sprintf("%s has not answered for %v", p.shared.name(), d.Round(time.Millisecond))
+	} else if channel, ok := p.connector.deafTo(); ok {
+		why = fmt.Sprintf("redis: channel %q is not listened to", channel)
+	} else {
+		return nil
 	}
-	return nil
+	err := fmt.Errorf("%w: %s", ErrUnavailable, why)
+	if last := p.shared.lastError(); last != nil {
+		err = fmt.Errorf("%w: %w", err, last)
+	}
+	return err
 }
 
 var errTooManyClients = errors.New("pushlet: too many clients")

@@ -4,23 +4,27 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"strconv"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/redis/go-redis/v9"
 )
 
 // Bridges: what programs in any language publish on a channel of Redis becomes messages. All
-// instances listen, and the holder of the lease publishes. When another takes the lease it
-// leaves out what it had been sent before, since that may have been published already.
+// instances listen, and the holder of the lease publishes. What it had been sent before it took
+// the lease it leaves out, since the one before may have published that already: as soon as it
+// has the lease it sends a ping over the subscription, and what comes after the answer is new.
 
 // WithBridge publishes what is sent on a channel of Redis with the command PUBLISH. convert
 // makes a Push of it; with an error, or a panic, it is left out, counted and logged. It is
 // called by one goroutine, one message after the other, which wait meanwhile.
 //
 // Of all instances one publishes it, so it arrives once. It arrives at most once, as on any
-// channel: what is sent while no instance listens, or within about five seconds after the one
-// that publishes has died, is lost without a sign, as is what cannot be published within the
-// time of WithPublishTimeout. Where that matters use WithIngest. It needs distributed mode, and
+// channel: what is sent while no instance is ready (see Ready), or within about a second after the
+// one that publishes was stopped and five after it died, is lost without a sign, as is what cannot
+// be published within the time of WithPublishTimeout. Where that matters use WithIngest. It needs distributed mode, and
 // may be given several times. All instances must have it.
 func WithBridge(channel string, convert func(payload string) (Push, error)) Option {
 	return func(c *config) {
@@ -37,6 +41,19 @@ type bridge struct {
 	convert func(payload string) (Push, error)
 }
 
+// deafTo returns a channel of a bridge that is not listened to, if there is one.
+func (c *connector) deafTo() (channel string, ok bool) {
+	if c == nil { // a store has none
+		return "", false
+	}
+	for _, b := range c.bridgers {
+		if !b.hears.Load() {
+			return b.channel, true
+		}
+	}
+	return "", false
+}
+
 // A bridger listens to a channel.
 type bridger struct {
 	p     *Pushlet
@@ -44,9 +61,10 @@ type bridger struct {
 	lease *lease
 	bridge
 
-	sub   *redis.PubSub
-	since string // while we wait for the answer to a ping with that text, nothing is published
-	led   bool   // as of the last message
+	hears atomic.Bool // what is sent from now on comes here or to the holder of the lease
+
+	// Owned by run.
+	term uint64 // of the lease: what comes now was sent after it had become ours; 0: perhaps not
 }
 
 const bridgeRetry = 250 * time.Millisecond // between attempts to get the lease when a message comes
@@ -66,18 +84,25 @@ func (b *bridger) run() {
 // listen subscribes and takes what comes until the subscription fails. It reports whether
 // anything came.
 func (b *bridger) listen() (good bool) {
-	ctx := b.c.ctx
-	b.sub = b.c.client.Subscribe(ctx, b.channel)
-	sub := b.sub
+	ctx, cancel := context.WithCancel(b.c.ctx)
+	sub := b.c.client.Subscribe(ctx, b.channel)
 	stop := context.AfterFunc(ctx, func() { _ = sub.Close() }) // it does not look at the context
-	defer func() { stop(); _ = sub.Close() }()
-	b.led = false
+	b.term = 0
+	var proof sync.WaitGroup
+	proof.Go(func() { b.prove(ctx, sub) })
+	defer func() {
+		b.hears.Store(false)
+		stop()
+		cancel()
+		_ = sub.Close()
+		proof.Wait()
+	}()
 	for ctx.Err() == nil {
-		got, err := b.sub.ReceiveTimeout(ctx, redisPing)
+		got, err := sub.ReceiveTimeout(ctx, redisPing)
 		switch {
-		case isTimeout(err) && b.sub.Ping(ctx) == nil:
+		case isTimeout(err) && sub.Ping(ctx) == nil:
 			// The next timeout would be a silence of two pings.
-			if got, err = b.sub.ReceiveTimeout(ctx, redisSilence); err != nil {
+			if got, err = sub.ReceiveTimeout(ctx, redisSilence); err != nil {
 				b.c.parts[0].failed(err)
 				return good
 			}
@@ -92,12 +117,30 @@ func (b *bridger) listen() (good bool) {
 		case *redis.Message:
 			b.take(got.Payload)
 		case *redis.Pong:
-			if got.Payload == b.since {
-				b.since = ""
+			if term, err := strconv.ParseUint(got.Payload, 10, 64); err == nil {
+				b.term = term
+				b.hears.Store(true)
 			}
 		}
 	}
 	return good
+}
+
+// prove sends a ping over the subscription whenever the lease has become ours, or another's. Its
+// answer tells listen that what comes after it was sent after that.
+func (b *bridger) prove(ctx context.Context, sub *redis.PubSub) {
+	for {
+		term, known, changed := b.lease.watch()
+		if known && sub.Ping(ctx, strconv.FormatUint(term, 10)) != nil {
+			_ = sub.Close() // listen begins anew
+			return
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 func isTimeout(err error) bool {
@@ -107,16 +150,11 @@ func isTimeout(err error) bool {
 
 // leads reports whether this instance is to publish a message that has just come.
 func (b *bridger) leads() bool {
-	holds := b.lease.holds() || !b.lease.lately(bridgeRetry) && b.lease.try()
-	if holds && !b.led {
-		// What was sent before we had the lease, this message too, the other may have published.
-		b.since = newClientID()
-		if b.sub.Ping(b.c.ctx, b.since) != nil {
-			return false
-		}
+	term := b.lease.held()
+	if term == 0 && !b.lease.lately(bridgeRetry) {
+		b.lease.try() // for those that come later: this one another may have published
 	}
-	b.led = holds
-	return holds && b.since == ""
+	return term > 0 && term == b.term
 }
 
 // take publishes what came.

@@ -18,6 +18,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/usual2970/pushlet"
+	"github.com/usual2970/pushlet/internal/redistest"
 )
 
 func add(t testing.TB, rdb *redis.Client, stream string, fields ...any) {
@@ -266,6 +267,32 @@ func TestBridge(t *testing.T) {
 	begin("two")
 	send(300, 600)
 	st.expectNumbers(300, 600, 2)
+}
+
+// TestBridgeFirst: nothing is left out from when the instances are ready.
+func TestBridgeFirst(t *testing.T) {
+	t.Parallel()
+	for range 10 {
+		server, client := standalone(t)
+		sites := instances(t, 2, client, pushlet.WithBridge("notes", note))
+		check(t, server.Client().Publish(t.Context(), "notes", `{"topic":"a","data":"1"}`).Err())
+		published := func() bool { return sites[0].p.Stats().Bridged+sites[1].p.Stats().Bridged == 1 }
+		eventually(t, "the first", published)
+	}
+}
+
+// TestBridgeDeaf: an instance that may not listen to the channel is not ready.
+func TestBridgeDeaf(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t, redistest.ACLUser("app", "secret", "~* &pushlet* +@all"))
+	client := server.Client(func(o *redis.Options) { o.Username, o.Password = "app", "secret" })
+	s := newSite(t, withOptions(pushlet.WithRedis(client), pushlet.WithBridge("notes", note)))
+	eventually(t, "it says so", func() bool {
+		err := s.p.Ready()
+		return errors.Is(err, pushlet.ErrUnavailable) && strings.Contains(err.Error(), `channel "notes"`) && strings.Contains(err.Error(), "NOPERM")
+	})
+	check(t, server.Client().Do(t.Context(), "ACL", "SETUSER", "app", "&notes").Err())
+	s.ready(t)
 }
 
 func TestIngestNeedsRedis(t *testing.T) {

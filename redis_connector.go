@@ -40,6 +40,7 @@ type connector struct {
 	work   sync.WaitGroup
 
 	lease     *lease       // to do for all what only one is to do; nil without such a thing
+	bridgers  []*bridger   // immutable after Start
 	noting    sync.Mutex   // held by note
 	downSince atomic.Int64 // Unix nanoseconds; 0 while Redis answers
 	lastErr   atomic.Pointer[error]

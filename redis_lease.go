@@ -31,19 +31,41 @@ type lease struct {
 
 	mu    sync.Mutex // guards what follows; not held while waiting
 	until time.Time  // it is ours until then
+	term  uint64     // how often it has become ours
 	tried time.Time
-	over  bool // it is not wanted any more
+	known bool          // Redis has said who has it
+	over  bool          // it is not wanted any more
+	news  chan struct{} // closed when watch has something new to say
 }
 
 func (c *connector) newLease() *lease {
-	return &lease{pt: c.parts[0], key: c.parts[0].tag + "lead"}
+	return &lease{pt: c.parts[0], key: c.parts[0].tag + "lead", news: make(chan struct{})}
 }
 
 // holds reports whether this instance has the lease.
-func (l *lease) holds() bool {
+func (l *lease) holds() bool { return l.held() > 0 }
+
+// held returns how often the lease has become ours, 0 if it is not ours now. As long as that
+// is the same number nobody else has had it in between.
+func (l *lease) held() uint64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return time.Now().Before(l.until)
+	return l.heldAt(time.Now())
+}
+
+func (l *lease) heldAt(now time.Time) uint64 {
+	if now.Before(l.until) {
+		return l.term
+	}
+	return 0
+}
+
+// watch returns what held does, whether that is known yet, and what is closed when Redis says
+// something else.
+func (l *lease) watch() (term uint64, known bool, changed <-chan struct{}) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.heldAt(time.Now()), l.known, l.news
 }
 
 // keep takes the lease as soon as it is free, and renews it, until it is given back or the
@@ -74,26 +96,37 @@ func (l *lease) isWanted() bool {
 // try takes or renews the lease, and reports whether this instance has it now.
 func (l *lease) try() bool {
 	began := time.Now()
-	ok, err := l.call(l.pt.c.ctx, leaseFor)
+	answer, err := l.call(l.pt.c.ctx, leaseFor)
 	if err != nil {
 		l.pt.failed(err)
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.tried = began
+	had, knew := l.heldAt(began), l.known
 	switch {
 	case l.over:
-		if ok {
+		if answer != leaseOther {
 			l.pt.c.work.Go(func() { _, _ = l.call(l.pt.c.ctx, 0) })
 		}
 		return false
 	case err != nil: // perhaps it was renewed, perhaps not
-	case ok:
-		l.until = began.Add(leaseFor - leaseMargin)
-	default:
+		return had > 0
+	case answer == leaseOther:
 		l.until = time.Time{}
+	default:
+		if answer == leaseTaken || had == 0 {
+			l.term++
+		}
+		l.until = began.Add(leaseFor - leaseMargin)
 	}
-	return began.Before(l.until)
+	l.known = true
+	has := l.heldAt(began)
+	if has != had || !knew {
+		close(l.news)
+		l.news = make(chan struct{})
+	}
+	return has > 0
 }
 
 // lately reports whether it was tried a moment ago.
@@ -103,11 +136,17 @@ func (l *lease) lately(d time.Duration) bool {
 	return time.Since(l.tried) < d
 }
 
-func (l *lease) call(ctx context.Context, d time.Duration) (bool, error) {
+// What the script answers.
+const (
+	leaseOther = iota // another has it, or there was no answer
+	leaseOurs         // renewed, or given back
+	leaseTaken
+)
+
+func (l *lease) call(ctx context.Context, d time.Duration) (int, error) {
 	client, err := l.pt.conn(ctx)
 	if err != nil {
-		return false, err
+		return leaseOther, err
 	}
-	n, err := leaseScript.Run(ctx, client, []string{l.key}, l.pt.c.writer, d.Milliseconds()).Int()
-	return n == 1, err
+	return leaseScript.Run(ctx, client, []string{l.key}, l.pt.c.writer, d.Milliseconds()).Int()
 }
