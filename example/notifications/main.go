@@ -100,7 +100,7 @@ import (
 var page []byte
 
 // startTimeout is how long Redis may take at the start.
-const startTimeout = 10 * time.Second
+const startTimeout = 5 * time.Second
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -239,8 +239,8 @@ func userOf(query url.Values) (string, error) {
 	if len(ids) == 0 {
 		return "1", nil
 	}
-	if id, err := strconv.ParseInt(ids[0], 10, 64); err == nil && id > 0 && len(ids) == 1 {
-		return userName(id), nil
+	if id, err := strconv.ParseUint(ids[0], 10, 63); err == nil && id > 0 && len(ids) == 1 { // without a sign
+		return userName(int64(id)), nil
 	}
 	return "", fmt.Errorf("%s must be one positive integer, as in /sse?%s=1", userParam, userParam)
 }
