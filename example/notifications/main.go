@@ -133,7 +133,7 @@ func run(ctx context.Context, s settings) error {
 		if ctx.Err() != nil {
 			return nil // it was told to end
 		}
-		return fmt.Errorf("Redis at %s: %w", s.redisAddr, err)
+		return fmt.Errorf("redis at %s: %w", s.redisAddr, err)
 	}
 	defer p.Stop() // where run returns early; after Shutdown it does nothing
 

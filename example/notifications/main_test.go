@@ -121,18 +121,30 @@ func (g *program) log() string {
 	return g.lines.String()
 }
 
-// request returns the answer to a request, whose body is closed with the test.
-func (g *program) request(method, path string, header ...string) *http.Response {
-	g.t.Helper()
+// do sends a request with these headers, names and values in turn.
+func (g *program) do(method, path string, header ...string) (*http.Response, error) {
 	req, err := http.NewRequestWithContext(g.t.Context(), method, g.base+path, nil)
-	check(g.t, err)
+	if err != nil {
+		return nil, err
+	}
 	for i := 0; i < len(header); i += 2 {
 		req.Header.Set(header[i], header[i+1])
 	}
-	resp, err := http.DefaultClient.Do(req)
+	return http.DefaultClient.Do(req)
+}
+
+// ask returns an answer, without the text if it is a stream.
+func (g *program) ask(method, path string, header ...string) (status int, h http.Header, text string) {
+	g.t.Helper()
+	resp, err := g.do(method, path, header...)
 	check(g.t, err)
-	g.t.Cleanup(func() { resp.Body.Close() })
-	return resp
+	defer resp.Body.Close()
+	if resp.Header.Get("Content-Type") != "text/event-stream" {
+		b, err := io.ReadAll(resp.Body)
+		check(g.t, err)
+		text = string(b)
+	}
+	return resp.StatusCode, resp.Header, text
 }
 
 type event struct{ id, name, data string }
@@ -152,7 +164,9 @@ func (g *program) follow(path, lastEventID string) (s *stream, hello string) {
 	if lastEventID != "" {
 		header = append(header, "Last-Event-ID", lastEventID)
 	}
-	resp := g.request(http.MethodGet, path, header...)
+	resp, err := g.do(http.MethodGet, path, header...)
+	check(g.t, err)
+	g.t.Cleanup(func() { resp.Body.Close() })
 	if resp.StatusCode != http.StatusOK {
 		g.t.Fatalf("%s answers %s", path, resp.Status)
 	}
@@ -353,38 +367,30 @@ func TestAnswers(t *testing.T) {
 	g := startProgram(t, settingsOf(server, "SSE_ALLOWED_ORIGINS=https://a.example, https://b.example:8443")...)
 	for _, query := range []string{"user_id=", "user_id=0", "user_id=-1", "user_id=%2B1", "user_id=x", "user_id=1.5", "user_id=1e3",
 		"user_id=99999999999999999999", "user_id=1&user_id=2", "user_id=1%00", "user_id=%zz"} {
-		resp := g.request(http.MethodGet, "/sse?"+query)
-		if resp.StatusCode == http.StatusOK {
-			t.Errorf("%s: a stream", query)
-			continue
-		}
-		text, err := io.ReadAll(resp.Body)
-		check(t, err)
-		if want := "positive integer"; resp.StatusCode != http.StatusBadRequest || !strings.Contains(string(text), want) && query != "user_id=%zz" {
-			t.Errorf("%s: %s %q, want 400 and %q", query, resp.Status, text, want)
+		status, _, text := g.ask(http.MethodGet, "/sse?"+query)
+		if status != http.StatusBadRequest || !strings.Contains(text, "positive integer") && query != "user_id=%zz" {
+			t.Errorf("%s: %d %q, want 400 and why", query, status, text)
 		}
 	}
 	for path, want := range map[string]string{"/": "<title>Pushlet: notifications</title>", "/ready": "ready\n", "/other": "404 page not found\n"} {
-		resp := g.request(http.MethodGet, path)
-		text, err := io.ReadAll(resp.Body)
-		check(t, err)
-		if (resp.StatusCode == http.StatusOK) != (path != "/other") || !strings.Contains(string(text), want) {
-			t.Errorf("%s: %s %q, want %q", path, resp.Status, text, want)
+		status, _, text := g.ask(http.MethodGet, path)
+		if (status == http.StatusOK) != (path != "/other") || !strings.Contains(text, want) {
+			t.Errorf("%s: %d %q, want %q", path, status, text, want)
 		}
 	}
 	for origin, want := range map[string]string{
 		"https://a.example": "https://a.example", "https://b.example:8443": "https://b.example:8443", "https://c.example": "", "": "",
 	} {
 		for _, method := range []string{http.MethodGet, http.MethodOptions} {
-			got := g.request(method, "/sse?user_id=3", "Origin", origin).Header.Get("Access-Control-Allow-Origin")
-			if got != want {
-				t.Errorf("%s from %q: Access-Control-Allow-Origin is %q, want %q", method, origin, got, want)
+			status, h, _ := g.ask(method, "/sse?user_id=3", "Origin", origin)
+			if got := h.Get("Access-Control-Allow-Origin"); status >= 300 || got != want {
+				t.Errorf("%s from %q: %d, Access-Control-Allow-Origin is %q, want %q", method, origin, status, got, want)
 			}
 		}
 	}
-	if got := startProgram(t, settingsOf(server, "SSE_ALLOWED_ORIGINS=*")...).request(http.MethodGet, "/sse", "Origin", "https://c.example").
-		Header.Get("Access-Control-Allow-Origin"); got != "*" {
-		t.Errorf("with * it is %q", got)
+	g = startProgram(t, settingsOf(server, "SSE_ALLOWED_ORIGINS=*")...)
+	if _, h, _ := g.ask(http.MethodGet, "/sse", "Origin", "https://c.example"); h.Get("Access-Control-Allow-Origin") != "*" {
+		t.Errorf("with * the headers are %v", h)
 	}
 }
 
@@ -422,7 +428,7 @@ func TestDoesNotStart(t *testing.T) {
 		"no host":           {"SSE_HOST=no such host", `SSE_HOST, SSE_PORT: listen tcp`},
 		"a port in use":     {"SSE_PORT=" + takenPort, "address already in use"},
 		"no port of Redis":  {"REDIS_PORT=0", `REDIS_PORT: "0" is not a number from 1 to 65535`},
-		"no Redis":          {"REDIS_PORT=" + free, "Redis at 127.0.0.1:" + free + ": dial tcp"},
+		"no Redis":          {"REDIS_PORT=" + free, "redis at 127.0.0.1:" + free + ": dial tcp"},
 		"no database":       {"REDIS_MAIN_DB=-1", `REDIS_MAIN_DB: "-1" is not`},
 		"no such database":  {"REDIS_PASSWORD=right\nREDIS_MAIN_DB=99", "DB index is out of range"},
 		"no password":       {"REDIS_PASSWORD=", "NOAUTH"},
