@@ -281,6 +281,73 @@ func TestBridgeFirst(t *testing.T) {
 	}
 }
 
+// late lets what comes over the connections that listen to a channel wait.
+type late struct {
+	channel string
+	wait    atomic.Pointer[chan struct{}] // until it is closed
+}
+
+func (l *late) dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	conn, err := new(net.Dialer).DialContext(ctx, network, addr)
+	return &lateConn{Conn: conn, l: l}, err
+}
+
+type lateConn struct {
+	net.Conn
+	l       *late
+	listens atomic.Bool
+}
+
+func (c *lateConn) Write(b []byte) (int, error) {
+	if bytes.Contains(b, []byte("\r\nsubscribe\r\n")) && bytes.Contains(b, []byte("\r\n"+c.l.channel+"\r\n")) {
+		c.listens.Store(true)
+	}
+	return c.Conn.Write(b)
+}
+
+func (c *lateConn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if wait := c.l.wait.Load(); wait != nil && c.listens.Load() {
+		<-*wait
+	}
+	return n, err
+}
+
+// TestBridgeTakeOver: who takes the lease does not publish what comes late, and was published
+// by the one before.
+func TestBridgeTakeOver(t *testing.T) {
+	t.Parallel()
+	server, client := standalone(t)
+	rdb := server.Client()
+	first := instances(t, 1, client, pushlet.WithBridge("notes", note))[0]
+	l := &late{channel: "notes"}
+	second := instances(t, 1, func() redis.UniversalClient {
+		return server.Client(func(o *redis.Options) { o.Dialer = l.dial })
+	}, pushlet.WithBridge("notes", note))[0]
+	st, _, _ := second.connect(t, "topic=a", "")
+	held := make(chan struct{})
+	l.wait.Store(&held)
+	for i := range 10 {
+		check(t, rdb.Publish(t.Context(), "notes", fmt.Sprintf(`{"topic":"a","data":"%d"}`, i)).Err())
+	}
+	st.expectNumbers(0, 10, 1)
+	leader := rdb.Get(t.Context(), "pushlet{0}:lead").Val()
+	check(t, first.p.Stop())
+	eventually(t, "the other leads", func() bool {
+		now := rdb.Get(t.Context(), "pushlet{0}:lead").Val()
+		return now != "" && now != leader
+	})
+	l.wait.Store(nil)
+	close(held)
+	eventually(t, "the other publishes", func() bool {
+		check(t, rdb.Publish(t.Context(), "notes", `{"topic":"a","data":"new"}`).Err())
+		return second.p.Stats().Bridged > 0
+	})
+	if e := st.next(); e.data != "new" {
+		t.Errorf("%v comes again", e)
+	}
+}
+
 // TestBridgeDeaf: an instance that may not listen to the channel is not ready.
 func TestBridgeDeaf(t *testing.T) {
 	t.Parallel()
