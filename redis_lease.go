@@ -95,6 +95,9 @@ func (l *lease) isWanted() bool {
 
 // try takes or renews the lease, and reports whether this instance has it now.
 func (l *lease) try() bool {
+	if !l.isWanted() {
+		return false
+	}
 	began := time.Now()
 	answer, err := l.call(l.pt.c.ctx, leaseFor)
 	if err != nil {
