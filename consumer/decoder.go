@@ -12,7 +12,7 @@ import (
 	"unicode/utf8"
 )
 
-// DefaultMaxSize is how large an event may be: see [Decoder.SetMaxSize].
+// DefaultMaxSize is how large an event may be: see [WithMaxSize] and [Decoder.SetMaxSize].
 const DefaultMaxSize = 8 << 20
 
 // DefaultEvent is the name of an event that was sent without one.
