@@ -53,8 +53,8 @@
 //
 // An event stream is resumed with Last-Event-ID. A WebSocket is resumed in every topic and in
 // the broadcast log, each from its own position, with "since". If the server refuses to resume the
-// broadcast log, because its WithAuthorize does not allow the topic "*", each new connection
-// begins with a gap of "*" whose reason is [NotResumable].
+// broadcast log, because its WithAuthorize does not allow the topic "*", each connection that should
+// have resumed it brings a gap of "*" whose reason is [NotResumable].
 //
 // A connection without a sign of life for 3 minutes is given up ([WithIdleTimeout]). Heartbeats are
 // signs of life.
@@ -83,7 +83,7 @@
 //
 // # Security
 //
-// No URL, header or content is logged, or is in an error; what a server answers is in
-// [ResponseError.Body], and the text of a plain one, quoted, in its Error. The size of messages is
+// No path, query or header, and no message, is logged, or is in an error; what a server answers is
+// in [ResponseError.Body], and the first line of a plain text, quoted, in its Error. The size of messages is
 // limited ([WithMaxSize]), also after decompression.
 package consumer

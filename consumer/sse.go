@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"strings"
 	"time"
 )
@@ -27,9 +28,8 @@ const longestRetry = time.Duration(1 << 61)
 func newSSE(c *Client) (protocol, error) {
 	u := *c.url
 	if len(c.cfg.topics) > 0 {
-		q := u.Query()
-		q["topic"] = append(q["topic"], c.cfg.topics...)
-		u.RawQuery = q.Encode()
+		more := url.Values{"topic": c.cfg.topics}.Encode()
+		u.RawQuery = strings.TrimPrefix(u.RawQuery+"&"+more, "&")
 	}
 	s := &sse{c: c, url: u.String(), http: c.cfg.httpClient(), lastID: c.cfg.lastID}
 	if _, err := http.NewRequest(c.cfg.method, s.url, nil); err != nil { //nolint:noctx // only to see whether it can be made

@@ -52,6 +52,9 @@ type link struct {
 	// Guarded by Client.mu.
 	out     [][]byte
 	leaving map[string]int // how many answers to unsubscribe are to come
+
+	// Owned by the goroutine of the run.
+	resumesAll bool // the broadcast log is resumed, unless the server refuses
 }
 
 // A frame is what the server sends, or why there is nothing more.
@@ -91,10 +94,21 @@ func newWebSocket(c *Client) (protocol, error) {
 		return nil, errors.New("consumer: a WebSocket URL has no user and password: see WithHeader")
 	}
 	query := c.url.Query()
-	for _, name := range append(query["topic"], c.cfg.topics...) {
-		if name != "" && name != "/" {
-			w.want(name)
+	since := query["since"]
+	if len(since) > 1 && len(since) != len(query["topic"]) {
+		return nil, errors.New("consumer: since in the URL: one for all topics, or one for each")
+	}
+	for i, name := range query["topic"] {
+		if name == "" || name == "/" {
+			continue // they count as none
 		}
+		w.want(name)
+		if len(since) > 0 {
+			w.find(name).since = since[min(i, len(since)-1)]
+		}
+	}
+	for _, name := range c.cfg.topics {
+		w.want(name)
 	}
 	for name, since := range c.cfg.since {
 		w.know(name).since = since
@@ -284,18 +298,23 @@ func (w *webSocket) visit(ctx context.Context, hand func(Message) bool) (fruitfu
 	w.c.connected()
 	w.been = true
 	if lost {
-		gap := &Gap{Topics: []string{allTopic}, Reason: NotResumable}
-		if !hand(Message{Topic: allTopic, Event: GapEvent, Data: gap.Reason, Gap: gap}) {
+		if !hand(lostBroadcasts()) {
 			return true, errBroken
 		}
 	}
 	return w.take(ctx, l, hand)
 }
 
+// lostBroadcasts is the gap of who may not resume the broadcast log.
+func lostBroadcasts() Message {
+	gap := &Gap{Topics: []string{allTopic}, Reason: NotResumable}
+	return Message{Topic: allTopic, Event: GapEvent, Data: gap.Reason, Gap: gap}
+}
+
 // refusesURL reports whether the server may not like what the URL asks for.
 func refusesURL(err error) bool {
 	var answer *ResponseError
-	refusals := []int{http.StatusBadRequest, http.StatusForbidden, http.StatusRequestURITooLong}
+	refusals := []int{http.StatusBadRequest, http.StatusForbidden, http.StatusRequestURITooLong, http.StatusRequestHeaderFieldsTooLarge}
 	return errors.As(err, &answer) && slices.Contains(refusals, answer.Status)
 }
 
@@ -334,14 +353,16 @@ func (w *webSocket) connect(l *link, asked []*topic) (lost bool) {
 	defer w.c.mu.Unlock()
 	w.link, w.owed = l, false
 	rest := slices.DeleteFunc(slices.Clone(w.topics), func(t *topic) bool { return slices.Contains(asked, t) })
-	l.send(w.commandsFor(rest))
 	for _, t := range asked {
-		if w.find(t.name) != t { // given up meanwhile
+		if w.find(t.name) != t { // given up meanwhile, and perhaps wanted anew
 			l.leaving[t.name]++
 			l.send([]command{{Action: "unsubscribe", Topics: []string{t.name}}})
 		}
 	}
-	return w.been && w.allRefused
+	l.send(w.commandsFor(rest))
+	all := w.find(allTopic)
+	l.resumesAll = all != nil && all.since != "" && !w.allRefused
+	return w.been && w.allRefused && len(w.topics) > 0
 }
 
 // disconnect ends a connection as it should, if it still can.
@@ -398,7 +419,14 @@ func (w *webSocket) accept(l *link, f message) (m Message, ok bool, err error) {
 		}
 		return m, false, nil
 	case eventError:
-		return m, false, w.refused(m)
+		if err := w.refused(l, m); err != nil {
+			return m, false, err
+		}
+		if m.Topic == allTopic && l.resumesAll {
+			l.resumesAll = false
+			return lostBroadcasts(), true, nil
+		}
+		return m, false, nil
 	case GapEvent:
 		m.Gap = &Gap{Topics: []string{m.Topic}, Reason: m.Data}
 	default:
@@ -460,7 +488,7 @@ func (w *webSocket) pay() (told []string) {
 }
 
 // refused acts on what the server could not do.
-func (w *webSocket) refused(m Message) error {
+func (w *webSocket) refused(l *link, m Message) error {
 	if strings.HasPrefix(m.Data, unavailable) && m.Topic != "" {
 		return fmt.Errorf("consumer: topic %q: %s", m.Topic, m.Data) // come back later
 	}
@@ -468,7 +496,7 @@ func (w *webSocket) refused(m Message) error {
 	t := w.find(m.Topic)
 	quiet := t != nil && t.name == allTopic && !t.wanted
 	switch {
-	case t == nil:
+	case t == nil, l.leaving[t.name] > 0: // it may have been wanted anew
 	case t.name == allTopic:
 		w.allRefused = true
 		t.since = ""

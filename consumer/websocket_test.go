@@ -1,6 +1,7 @@
 package consumer_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
@@ -206,6 +207,89 @@ func TestBroadcastsThatCannotBeResumed(t *testing.T) {
 	_ = l.retry()
 	if len(l.errs) > 0 {
 		t.Errorf("error %v", <-l.errs)
+	}
+}
+
+// Who may no longer resume broadcasts is told as well, and so is who comes with a position.
+func TestBroadcastsWithdrawn(t *testing.T) {
+	var withdrawn atomic.Bool
+	p := start(t, pushlet.WithAuthorize(func(_ *http.Request, topic string) error {
+		if topic == "*" && withdrawn.Load() {
+			return errors.New("no")
+		}
+		return nil
+	}))
+	c := cut(t, serve(t, p).URL, func() int { return -1 })
+	l := listen(t, wsURL(c.url), quickly, consumer.WithTopics("a"))
+	l.subscribed("a")
+	must(t, p.PublishToAll("message", "one"))
+	id := l.expect("one").ID
+	withdrawn.Store(true)
+	for range 2 {
+		c.cutAll()
+		l.expectGap(consumer.NotResumable, "*")
+		l.subscribed("a")
+	}
+	must(t, p.PublishToAll("message", "two"))
+	l.expect("two")
+
+	l = listen(t, wsURL(c.url), quickly, consumer.WithTopics("a"), consumer.WithSince("*", id))
+	l.expectGap(consumer.NotResumable, "*")
+	l.subscribed("a")
+	must(t, p.PublishToAll("message", "three"))
+	l.expect("three")
+	l.nothing()
+}
+
+// What changes while a connection is made counts.
+func TestSubscribeDuringTheHandshake(t *testing.T) {
+	p := start(t)
+	c := cut(t, serve(t, p).URL, func() int { return -1 })
+	var client *consumer.Client
+	n := 0
+	client = consumer.NewClient(wsURL(c.url), quickly, consumer.WithTopics("a", "b"), consumer.WithHeaderFunc(func(context.Context) (http.Header, error) {
+		if n++; n == 2 {
+			must(t, client.Unsubscribe("a", "b"))
+			must(t, p.Publish("a", "message", "before"))
+			must(t, client.Subscribe("a", "c"))
+		}
+		return nil, nil
+	}))
+	l := listenTo(t, client)
+	l.subscribed("a", "b")
+	c.cutAll()
+	l.subscribed("a", "c")
+	for _, topic := range []string{"b", "a", "c"} {
+		must(t, p.Publish(topic, "message", topic))
+	}
+	l.expect("a", "c")
+	c.cutAll()
+	must(t, p.Publish("a", "message", "a2"))
+	l.expect("a2")
+	l.nothing()
+}
+
+// Positions in the URL, one for all topics or one for each.
+func TestSinceInTheURL(t *testing.T) {
+	p := start(t)
+	url := wsURL(serve(t, p).URL)
+	l := listen(t, url+"?topic=a&topic=b")
+	l.subscribed("a", "b")
+	ids := map[string]string{}
+	for i := range 3 {
+		for _, topic := range []string{"a", "b"} {
+			must(t, p.Publish(topic, "message", fmt.Sprint(topic, i)))
+			if m := l.next(); i == 1 {
+				ids[topic] = m.ID
+			}
+		}
+	}
+	l = listen(t, url+"?topic=b&topic=/&topic=a&since="+ids["b"]+"&since=&since="+ids["a"])
+	l.expect("a2", "b2")
+	l = listen(t, url+"?topic=a&since="+ids["a"])
+	l.expect("a2")
+	if err := listen(t, url+"?topic=a&since=x&since=y").end(); err == nil || !strings.Contains(err.Error(), "since") {
+		t.Errorf("final error %v", err)
 	}
 }
 
