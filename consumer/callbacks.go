@@ -5,13 +5,13 @@ import (
 	"errors"
 )
 
-// OnEvent calls fn for every message with that event name; "" is [DefaultEvent], "*" is all
+// OnEvent calls fn for every message with that event name; "" is [DefaultEventType], "*" is all
 // that have no function of their own, and [GapEvent] is a gap. Several functions for one name
 // are called in turn. It is for [Client.Start] and [Client.Connect]: they call everything in one
 // goroutine, one after the other, and a message counts as received when its function is called.
 func (c *Client) OnEvent(name string, fn func(*Message)) {
 	if name == "" {
-		name = DefaultEvent
+		name = DefaultEventType
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()

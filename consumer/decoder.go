@@ -15,8 +15,8 @@ import (
 // DefaultMaxSize is how large an event may be: see [WithMaxSize] and [Decoder.SetMaxSize].
 const DefaultMaxSize = 8 << 20
 
-// DefaultEvent is the name of an event that was sent without one.
-const DefaultEvent = "message"
+// DefaultEventType is the name of an event that was sent without one.
+const DefaultEventType = "message"
 
 // ErrTooLarge is the error for an event, or a line of a stream, that is larger than the limit.
 // It is final: the server would send the same again.
@@ -65,7 +65,7 @@ func (d *Decoder) LastEventID() string { return d.lastID }
 func (d *Decoder) Retry() (wait time.Duration, ok bool) { return d.retry, d.asked }
 
 // Next returns the next event, with Event, Data and ID set. An event without a name is
-// [DefaultEvent]; bytes that are not UTF-8 become U+FFFD. At the end of the stream it returns
+// [DefaultEventType]; bytes that are not UTF-8 become U+FFFD. At the end of the stream it returns
 // io.EOF, and what was not complete is dropped; any other error is the reader's, or
 // [ErrTooLarge]. After an error it returns that again.
 func (d *Decoder) Next() (Message, error) {
@@ -217,7 +217,7 @@ func (d *Decoder) dispatch() (Message, bool) {
 		d.data = nil
 	}
 	if name == "" {
-		name = DefaultEvent
+		name = DefaultEventType
 	}
 	return Message{Event: name, Data: string(data[:len(data)-1]), ID: d.lastID}, true
 }

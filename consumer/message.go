@@ -10,7 +10,7 @@ import (
 // A Message is what was published. If Gap is not nil it says instead that messages are gone.
 type Message struct {
 	Topic string    // "*" is a broadcast, "@user" what is for this user; empty over SSE, which does not say
-	Event string    // [DefaultEvent] if it was published without a name
+	Event string    // [DefaultEventType] if it was published without a name
 	Data  string    // as it was published; over SSE with LF for CR and CRLF
 	ID    string    // from where a client goes on after this message: [WithLastEventID], [WithSince]
 	Time  time.Time // when it was published; zero over SSE, which does not say

@@ -295,7 +295,9 @@ func TestIdleTimeout(t *testing.T) {
 
 func TestSubscribeMakesNewOnes(t *testing.T) {
 	p := start(t)
+	connections := 0
 	seq := consumer.Subscribe(t.Context(), serve(t, p).URL+"/events", consumer.WithTopics("a"),
+		consumer.WithOnConnection(func() { connections++ }), consumer.WithMaxSize(0),
 		consumer.WithOnSubscribed(func(string) { must(t, p.Publish("a", "message", "x")) }))
 	for range 2 { // the second does not resume
 		for m, err := range seq {
@@ -305,8 +307,8 @@ func TestSubscribeMakesNewOnes(t *testing.T) {
 			break
 		}
 	}
-	if n := p.Stats().Resumes; n != 0 {
-		t.Errorf("%d resumes", n)
+	if n := p.Stats().Resumes; n != 0 || connections != 2 {
+		t.Errorf("%d resumes, %d connections", n, connections)
 	}
 }
 
@@ -384,7 +386,7 @@ func FuzzRoundTrip(f *testing.F) {
 			t.Skip()
 		}
 		if name == "" {
-			name = consumer.DefaultEvent
+			name = consumer.DefaultEventType
 		}
 		sse.t, ws.t = t, t
 		name, data = strings.ToValidUTF8(name, "\uFFFD"), strings.ToValidUTF8(data, "\uFFFD") // as Publish does

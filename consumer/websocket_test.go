@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -477,13 +478,16 @@ func TestWebSocketAnswers(t *testing.T) {
 // A dialer of the application's own, which is not changed.
 func TestDialer(t *testing.T) {
 	p := start(t)
-	d := &websocket.Dialer{Subprotocols: []string{"pushlet.text"}}
-	l := listen(t, wsURL(serve(t, p).URL)+"?topic=a", consumer.WithDialer(d), consumer.WithHTTPClient(&http.Client{Transport: odd{}}))
-	l.subscribed("a")
-	must(t, p.Publish("a", "message", "x"))
-	l.expect("x")
-	if d.NetDialContext != nil {
-		t.Error("it was changed")
+	for _, d := range []*websocket.Dialer{{Subprotocols: []string{"pushlet.text"}}, {NetDial: net.Dial}} {
+		l := listen(t, wsURL(serve(t, p).URL)+"?topic=a", consumer.WithDialer(d), consumer.WithHTTPClient(&http.Client{Transport: odd{}}))
+		l.subscribed("a")
+		must(t, p.Publish("a", "message", "x"))
+		l.expect("x")
+		if d.NetDialContext != nil {
+			t.Error("it was changed")
+		}
+		l.stop()
+		_ = l.end()
 	}
 }
 
