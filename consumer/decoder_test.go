@@ -262,3 +262,21 @@ func FuzzDecoder(f *testing.F) {
 		}
 	})
 }
+
+func BenchmarkDecoder(b *testing.B) {
+	for _, size := range []int{100, 10_000, 1_000_000} {
+		b.Run(fmt.Sprintf("size=%d", size), func(b *testing.B) {
+			stream := strings.Repeat("id: AQIDBAUGBwgJ\nevent: message\ndata: "+strings.Repeat("x", size)+"\n\n", 100)
+			b.SetBytes(int64(len(stream)))
+			b.ReportAllocs()
+			for b.Loop() {
+				d := consumer.NewDecoder(strings.NewReader(stream))
+				for {
+					if _, err := d.Next(); err != nil {
+						break
+					}
+				}
+			}
+		})
+	}
+}

@@ -573,13 +573,16 @@ func TestCancelInTheBody(t *testing.T) {
 		var got []string
 		for len(got) < 10 {
 			ctx, cancel := context.WithCancel(t.Context())
+			n := len(got)
 			for m, err := range c.Messages(ctx) {
 				if err == nil {
 					got = append(got, m.Data)
 					cancel()
 				}
 			}
-			cancel()
+			if cancel(); len(got) != n+1 {
+				t.Errorf("%d messages, want 1", len(got)-n)
+			}
 		}
 		if want := []string{"0", "1", "2", "3", "4", "5", "6", "7", "8", "9"}; !slices.Equal(got, want) {
 			t.Errorf("got %q", got)

@@ -243,12 +243,11 @@ func (w *webSocket) commandsFor(topics []*topic) (commands []command) {
 	var fresh []string
 	for _, t := range topics {
 		switch {
-		case t.name == allTopic && w.allRefused && !t.wanted:
 		case t.name == userTopic && t.since == "": // comes by itself
+		case t.name == allTopic && (t.since == "" || w.allRefused): // perhaps it is allowed by now
+			commands = append(commands, command{Action: "subscribe", Topics: []string{t.name}})
 		case t.since != "":
 			commands = append(commands, command{"subscribe", []string{t.name}, t.since})
-		case t.name == allTopic:
-			commands = append(commands, command{Action: "subscribe", Topics: []string{t.name}})
 		default:
 			fresh = append(fresh, t.name)
 		}
@@ -326,7 +325,7 @@ func (w *webSocket) target() (target string, asked []*topic, more bool) {
 	u := w.url
 	query := u.RawQuery
 	for _, t := range w.topics {
-		if t.since == "" || t.name == allTopic && w.allRefused || w.byCommand && !w.byURLOnly(t) || len(query) > longQuery {
+		if t.since == "" || t.name == allTopic && w.allRefused || !w.byURLOnly(t) && (w.byCommand || len(query) > longQuery) {
 			continue
 		}
 		if query != "" {
@@ -471,6 +470,9 @@ func (w *webSocket) confirm(l *link, m Message) (told []string) {
 		return nil
 	}
 	t.since = m.ID
+	if t.name == allTopic {
+		w.allRefused = false
+	}
 	told = w.pay()
 	if t.wanted {
 		told = append(told, t.name)

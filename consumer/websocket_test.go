@@ -234,11 +234,20 @@ func TestBroadcastsWithdrawn(t *testing.T) {
 	must(t, p.PublishToAll("message", "two"))
 	l.expect("two")
 
-	l = listen(t, wsURL(c.url), quickly, consumer.WithTopics("a"), consumer.WithSince("*", id))
-	l.expectGap(consumer.NotResumable, "*")
-	l.subscribed("a")
+	other := listen(t, wsURL(c.url), quickly, consumer.WithTopics("a"), consumer.WithSince("*", id))
+	other.expectGap(consumer.NotResumable, "*")
+	other.subscribed("a")
 	must(t, p.PublishToAll("message", "three"))
 	l.expect("three")
+	other.expect("three")
+
+	withdrawn.Store(false) // the next connection learns of it, and the one after that resumes
+	c.cutAll()
+	l.expectGap(consumer.NotResumable, "*")
+	l.subscribed("a")
+	c.cutAll()
+	must(t, p.PublishToAll("message", "four"))
+	l.expect("four")
 	l.nothing()
 }
 
@@ -448,6 +457,32 @@ func TestWebSocketEnds(t *testing.T) {
 		t.Errorf("error %v", err)
 	}
 	_ = l.retry()
+}
+
+// A client that leaves says so, however it leaves.
+func TestWebSocketGoodbye(t *testing.T) {
+	ends := make(chan error, 2)
+	srv := socket(t, func(ws *websocket.Conn, _ *http.Request) {
+		send(ws, websocket.TextMessage, []byte(`{"event":"message","data":"x"}`))
+		_, _, err := ws.ReadMessage()
+		ends <- err
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	for m, err := range consumer.Subscribe(ctx, wsURL(srv.URL)) {
+		if err == nil && m.Data == "x" {
+			cancel() // the loop ends by itself
+		}
+	}
+	for _, err := range consumer.Subscribe(t.Context(), wsURL(srv.URL)) {
+		must(t, err)
+		break
+	}
+	for range 2 {
+		if err := <-ends; !websocket.IsCloseError(err, websocket.CloseNormalClosure) {
+			t.Errorf("the server saw %v", err)
+		}
+	}
 }
 
 func TestWebSocketAnswers(t *testing.T) {
