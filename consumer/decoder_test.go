@@ -89,6 +89,7 @@ func TestDecoder(t *testing.T) {
 		"no end":                 {"data: a\n", nil},
 		"CR alone ends an event": {"data: a\r\r", []decoded{msg("a")}},
 		"CR LF CR":               {"data: a\r\n\rdata: b\r\n\r\n", []decoded{msg("a"), msg("b")}},
+		"CR LF LF":               {"data: a\r\n\ndata: b\r\n\n", []decoded{msg("a"), msg("b")}},
 		"LF CR":                  {"data: a\n\rdata: b\n\n", []decoded{msg("a"), msg("b")}},
 		"event without data":     {"event: a\n\ndata: b\n\n", []decoded{msg("b")}},
 		"the last name counts":   {"event: a\nevent: b\ndata\n\n", []decoded{{"b", "", ""}}},
@@ -103,6 +104,7 @@ func TestDecoder(t *testing.T) {
 		// The Encoding Standard: one U+FFFD for each longest beginning of a character.
 		"not UTF-8":       {"data: a\xFFb\xC0\xAFc\n\n", []decoded{msg("a\uFFFDb\uFFFD\uFFFDc")}},
 		"cut characters":  {"data: \xE2\x82|\xF0\x9F\x92|\xC3|\xE2\n\n", []decoded{msg("\uFFFD|\uFFFD|\uFFFD|\uFFFD")}},
+		"cut at the edge": {"data: \xF0\x90\x80|\xF4\x8F\xBF|\xE0\xA0|\xED\x9F\n\n", []decoded{msg("\uFFFD|\uFFFD|\uFFFD|\uFFFD")}},
 		"surrogates":      {"data: \xED\xA0\x80\n\n", []decoded{msg("\uFFFD\uFFFD\uFFFD")}},
 		"overlong":        {"data: \xE0\x80\xAF \xF0\x80\x80\xAF\n\n", []decoded{msg("\uFFFD\uFFFD\uFFFD \uFFFD\uFFFD\uFFFD\uFFFD")}},
 		"beyond Unicode":  {"data: \xF4\x90\x80\x80 \xF5\x80\n\n", []decoded{msg("\uFFFD\uFFFD\uFFFD\uFFFD \uFFFD\uFFFD")}},

@@ -32,7 +32,12 @@ func TestInstances(t *testing.T) {
 			}
 		}
 		var turn atomic.Int64
-		next := func() *pushlet.Pushlet { return sites[turn.Add(1)%int64(len(sites))] }
+		next := func() (p *pushlet.Pushlet) {
+			for p == nil || p.Ready() != nil {
+				p = sites[turn.Add(1)%int64(len(sites))]
+			}
+			return p
+		}
 		mux := http.NewServeMux()
 		mux.HandleFunc("/events", func(w http.ResponseWriter, r *http.Request) { next().HandleSSE(w, r) })
 		mux.HandleFunc("/ws", func(w http.ResponseWriter, r *http.Request) { next().HandleWebSocket(w, r) })
