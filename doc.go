@@ -1,6 +1,6 @@
 // Package pushlet pushes messages from a Go server to browsers, over Server-Sent Events
 // and WebSocket, on net/http. Clients need no library: a plain EventSource or WebSocket
-// does.
+// does. For programs in Go there is the package consumer.
 //
 //	p := pushlet.New()
 //	p.Start()

@@ -3,6 +3,7 @@ package pushlet
 import (
 	"go/parser"
 	"go/token"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -39,6 +40,30 @@ func TestImports(t *testing.T) {
 		}
 		for _, imp := range f.Imports {
 			if path := strings.Trim(imp.Path.Value, `"`); slices.Contains(bad, path) {
+				t.Errorf("%s imports %s", name, path)
+			}
+		}
+	}
+}
+
+// TestConsumerImports keeps the Go client apart from the server, so that a program that only
+// listens does not have Redis linked in: the standard library, and gorilla/websocket.
+func TestConsumerImports(t *testing.T) {
+	names, err := filepath.Glob("consumer/*.go")
+	if err != nil || len(names) == 0 {
+		t.Fatalf("found %d files, %v", len(names), err)
+	}
+	for _, name := range names {
+		if strings.HasSuffix(name, "_test.go") {
+			continue
+		}
+		f, err := parser.ParseFile(token.NewFileSet(), name, nil, parser.ImportsOnly)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, imp := range f.Imports {
+			path := strings.Trim(imp.Path.Value, `"`)
+			if strings.Contains(path, ".") && path != "github.com/gorilla/websocket" {
 				t.Errorf("%s imports %s", name, path)
 			}
 		}

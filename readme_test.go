@@ -60,6 +60,9 @@ func (b codeBlock) program() string {
 			fmt.Fprintf(&imports, "import %q\n", p)
 		}
 	}
+	if strings.Contains(b.text, "consumer.") {
+		imports.WriteString("import \"github.com/usual2970/pushlet/consumer\"\n")
+	}
 	if strings.Contains(b.text, "redis.") {
 		imports.WriteString("import \"github.com/redis/go-redis/v9\"\n")
 	}
