@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -534,6 +536,7 @@ func TestTLS(t *testing.T) {
 	mux.HandleFunc("/ws", p.HandleWebSocket)
 	srv := httptest.NewUnstartedServer(mux)
 	srv.EnableHTTP2 = true
+	srv.Config.ErrorLog = log.New(io.Discard, "", 0) // of those who do not trust it
 	srv.StartTLS()
 	defer srv.Close()
 	for _, url := range []string{srv.URL + "/events?topic=a", wsURL(srv.URL) + "?topic=a"} {
