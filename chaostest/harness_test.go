@@ -21,6 +21,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -498,6 +499,13 @@ func (w *world) expectGap(reason string) {
 		}
 	}
 	w.t.Errorf("no client was told of a gap of reason %q", reason)
+}
+
+// counted reports whether an instance has counted a gap of that reason.
+func (w *world) counted(reason string) bool {
+	return slices.ContainsFunc(w.instances, func(in instance) bool {
+		return regexp.MustCompile(`gaps=[0-9]+\([^)]*\b` + reason + ":").MatchString(in.stats())
+	})
 }
 
 // noticed reports whether an instance in this process has lost its connection to Redis.
