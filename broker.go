@@ -76,7 +76,7 @@ type (
 		topics []string
 		resume *resume      // nil: from now on
 		hello  []byte       // SSE: pushlet.connected without "id:", up to the value of "resumed"
-		first  []*subscribe // WebSocket: what it follows from the start, instead of topics
+		first  []*subscribe // JSON: what it follows from the start, instead of topics
 	}
 	detach struct {
 		client *client
@@ -358,8 +358,8 @@ func (b *broker) build(t *topic, f *frame, m form) {
 		s = lane.put(1, b.token, e.zip, b.raw)
 	default:
 		b.raw = appendJSONTail(b.raw[:0], f.id)
-		b.token = appendWSHeader(b.token[:0], m.opcode(), len(e.json)+len(b.raw))
-		s = lane.put(1, b.token, e.json, b.raw)
+		b.token = m.appendHead(b.token[:0], len(e.json)+len(b.raw))
+		s = lane.put(1, b.token, e.json, b.raw, m.end())
 	}
 	f.forms[m] = rangeOf{s.seg, s.from, s.to}
 }
@@ -497,8 +497,9 @@ func (b *broker) heartbeat(now time.Time, beats int) {
 }
 
 var (
-	sseHeartbeat = staticSpan([]byte(":\n\n"))
-	wsHeartbeat  = staticSpan([]byte{wsFin | wsPing, 0})
+	sseHeartbeat  = staticSpan([]byte(":\n\n"))
+	jsonHeartbeat = staticSpan([]byte("event: " + eventHeartbeat + "\ndata:\n\n"))
+	wsHeartbeat   = staticSpan([]byte{wsFin | wsPing, 0})
 )
 
 func (b *broker) beat(c *client, now time.Time) {
@@ -509,11 +510,14 @@ func (b *broker) beat(c *client, now time.Time) {
 	if every := b.cfg.reauthorize; every > 0 && c.again != nil && int32(now.Sub(c.since)/every) > c.checks {
 		b.checkAgain(c, int32(now.Sub(c.since)/every))
 	}
-	signal, isWS := sseHeartbeat, c.form != formSSE
-	if isWS {
-		signal = wsHeartbeat
+	signal := wsHeartbeat
+	switch c.form {
+	case formSSE:
+		signal = sseHeartbeat
+	case formSSEJSON:
+		signal = jsonHeartbeat
 	}
-	o, active := c.beat(signal, isWS)
+	o, active := c.beat(signal, !c.form.isStream())
 	if o == runnable {
 		b.runnable(c)
 	}
@@ -526,7 +530,7 @@ func (b *broker) beat(c *client, now time.Time) {
 
 // end lets a client have what is queued and a farewell.
 func (b *broker) end(c *client, why Reason) {
-	o := c.finish(why, farewell(c.form, why, b.cfg.retry))
+	o := c.finish(why, farewell(c.form, why, b.cfg.retry, b.now))
 	if b.unparkClient(c) {
 		b.page(c) // it waited to be welcomed: let it go
 	} else if o == runnable {

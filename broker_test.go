@@ -202,7 +202,7 @@ func TestAnswersAreBounded(t *testing.T) {
 func TestAnswersToAllTopicsFit(t *testing.T) {
 	for _, n := range []int{10, 100, 1000} {
 		b, env := newTestBroker(t, WithMaxTopics(n))
-		for form := formBinary; form < numForms; form++ {
+		for form := formSSEJSON; form < numForms; form++ {
 			c := newClient(Client{ID: newClientID()}, form, nullTransport{}, env, time.Now())
 			var all []*subscribe
 			for i := range n {

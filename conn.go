@@ -32,6 +32,7 @@ const (
 	eventDisconnected = reservedPrefix + "disconnected"
 	eventError        = reservedPrefix + "error"
 	eventPong         = reservedPrefix + "pong"
+	eventHeartbeat    = reservedPrefix + "heartbeat"
 )
 
 // A wish is a topic that a request's URL asks for, and from where on.
@@ -41,9 +42,8 @@ type wish struct {
 }
 
 // wishesOf returns what a request's URL asks for, each topic once, and its other parameters.
-// Empty ones and "/" count as none. The reserved topics of this client are allowed that are
-// given.
-func (p *Pushlet) wishesOf(r *http.Request, reserved ...string) (wishes []wish, query url.Values, err error) {
+// Empty ones and "/" count as none. What the topics are is not checked.
+func wishesOf(r *http.Request) (wishes []wish, query url.Values, err error) {
 	query, err = url.ParseQuery(r.URL.RawQuery)
 	if err != nil {
 		return nil, nil, fmt.Errorf("pushlet: query: %w", err)
@@ -52,19 +52,12 @@ func (p *Pushlet) wishesOf(r *http.Request, reserved ...string) (wishes []wish, 
 	if len(since) > 1 && len(since) != len(query["topic"]) {
 		return nil, nil, errors.New("pushlet: since: one for all topics, or one for each")
 	}
-	ordinary := 0
+	seen := make(map[string]struct{}, len(query["topic"]))
 	for i, topic := range query["topic"] {
-		if topic == "" || topic == "/" || slices.ContainsFunc(wishes, func(w wish) bool { return w.topic == topic }) {
+		if _, again := seen[topic]; again || topic == "" || topic == "/" {
 			continue
 		}
-		if !slices.Contains(reserved, topic) {
-			if err := checkTopic(topic); err != nil {
-				return nil, nil, err
-			}
-			if ordinary++; ordinary > p.cfg.maxTopics {
-				return nil, nil, fmt.Errorf("pushlet: more than %d topics", p.cfg.maxTopics)
-			}
-		}
+		seen[topic] = struct{}{}
 		w := wish{topic: topic}
 		if len(since) > 0 {
 			w.since = &since[min(i, len(since)-1)]
@@ -72,6 +65,34 @@ func (p *Pushlet) wishesOf(r *http.Request, reserved ...string) (wishes []wish, 
 		wishes = append(wishes, w)
 	}
 	return wishes, query, nil
+}
+
+// checkWishes reports what is wrong with what a client asks for. The reserved topics are
+// allowed that are given.
+func (p *Pushlet) checkWishes(wishes []wish, reserved ...string) error {
+	ordinary := 0
+	for _, w := range wishes {
+		if slices.Contains(reserved, w.topic) {
+			continue
+		}
+		if err := checkTopic(w.topic); err != nil {
+			return err
+		}
+		if ordinary++; ordinary > p.cfg.maxTopics {
+			return fmt.Errorf("pushlet: more than %d topics", p.cfg.maxTopics)
+		}
+	}
+	return nil
+}
+
+// broadcastsFirst puts the broadcast log first, for one who is to begin in it somewhere: who
+// follows a topic follows it, and then from now on.
+func broadcastsFirst(wishes []wish) []wish {
+	i := slices.IndexFunc(wishes, func(w wish) bool { return w.topic == broadcastTopic })
+	if i > 0 {
+		wishes = slices.Concat(wishes[i:i+1], wishes[:i], wishes[i+1:])
+	}
+	return wishes
 }
 
 // withUser puts in the topic of the user, whom every client follows that has one.
@@ -264,7 +285,7 @@ func spreadRetry(retry time.Duration) time.Duration {
 }
 
 // farewell is the last thing a client gets when we end its connection.
-func farewell(m form, why Reason, retry time.Duration) []byte {
+func farewell(m form, why Reason, retry time.Duration, now time.Time) []byte {
 	known := true
 	code := websocket.CloseGoingAway
 	switch why {
@@ -276,15 +297,19 @@ func farewell(m form, why Reason, retry time.Duration) []byte {
 	default: // the application wants it
 		known, code = false, websocket.ClosePolicyViolation
 	}
-	if m == formSSE {
-		b := append(appendRetry(nil, spreadRetry(retry)), '\n')
-		if !known {
-			b = append(b, "event: "+eventDisconnected+"\ndata: {\"reason\":"...)
-			b = append(appendJSONString(b, string(why)), "}\n\n"...)
-		}
-		return b
+	if !m.isStream() {
+		return wsCloseFrame(code, string(why))
 	}
-	return wsCloseFrame(code, string(why))
+	b := append(appendRetry(nil, spreadRetry(retry)), '\n')
+	switch {
+	case known:
+	case m == formSSEJSON:
+		b = append(b, jsonReply(m, "", eventDisconnected, string(why), msgID{}, now)...)
+	default:
+		b = append(b, "event: "+eventDisconnected+"\ndata: {\"reason\":"...)
+		b = append(appendJSONString(b, string(why)), "}\n\n"...)
+	}
+	return b
 }
 
 // appendRetry appends the line that tells an EventSource how long to wait before it

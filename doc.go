@@ -134,6 +134,21 @@
 // stream with a random "retry:". Before the end of a stream that the application has ended
 // comes pushlet.disconnected, whose data is {"reason":"…"}.
 //
+// # The wire, JSON in an event stream
+//
+// An EventSource does not learn the topic of a message, and hears only events whose names it
+// knows. With "?format=json" a stream has, as the data of unnamed events, the objects that the
+// WebSocket sends:
+//
+//	data: {"topic":"a","event":"message","data":"hello","timestamp":"…","id":"1704110400000-0"}
+//
+// The URL says what is followed, as for a WebSocket, also "*" and "@user": topics, and a since for
+// each, which is empty for those that are followed from now on. A topic that is refused is answered with pushlet.error, and
+// the others go on. There are no "id:" lines and no pushlet.connected: the client keeps the
+// position of each topic, and comes back with another URL. Heartbeats are events
+// pushlet.heartbeat; the first comes at once, and its data is the interval in milliseconds. This
+// is what js/pushlet.js uses where it has no WebSocket.
+//
 // # The wire, WebSocket
 //
 // One JSON object a frame: commands in text or binary frames, messages in binary frames,

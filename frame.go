@@ -16,6 +16,7 @@ type form uint8
 
 const (
 	formSSE           form = iota
+	formSSEJSON            // an event stream of the WebSocket's JSON, ?format=json
 	formBinary             // WebSocket, JSON in a binary frame
 	formText               // the same in a text frame, subprotocol pushlet.text
 	formBinaryDeflate      // compressed, permessage-deflate without context takeover
@@ -24,6 +25,9 @@ const (
 )
 
 func (m form) isDeflate() bool { return m >= formBinaryDeflate }
+
+// isStream reports whether a client of form m reads an event stream.
+func (m form) isStream() bool { return m <= formSSEJSON }
 
 // A wantedForms says in which forms at least one client gets its messages.
 type wantedForms [numForms]bool
@@ -171,7 +175,7 @@ func appendSSEBody(b []byte, event, data string) []byte {
 // timestampFormat is RFC 3339 with milliseconds.
 const timestampFormat = "2006-01-02T15:04:05.000Z07:00"
 
-// appendJSONHead appends the object of a WebSocket message up to where its "id"
+// appendJSONHead appends the object of a message in JSON up to where its "id"
 // follows; see appendJSONTail.
 func appendJSONHead(b []byte, topic, event, data string, at time.Time) []byte {
 	b = append(b, '{')
@@ -262,9 +266,25 @@ func (m form) opcode() byte {
 	return wsFin | wsBinary
 }
 
+// appendHead appends what stands before an uncompressed object of size bytes.
+func (m form) appendHead(b []byte, size int) []byte {
+	if m == formSSEJSON {
+		return append(b, "data: "...) // it has no line breaks
+	}
+	return appendWSHeader(b, m.opcode(), size)
+}
+
+// end is what stands after the object.
+func (m form) end() []byte {
+	if m == formSSEJSON {
+		return messageEnd
+	}
+	return nil
+}
+
 // endOf returns where the first message of b ends, which begins with a whole one.
 func (m form) endOf(b []byte) int {
-	if m == formSSE {
+	if m.isStream() {
 		return bytes.Index(b, messageEnd) + len(messageEnd)
 	}
 	size := uint64(b[1])
@@ -281,16 +301,17 @@ func (m form) endOf(b []byte) int {
 // messageEnd is the empty line that ends an event, and is nowhere within one.
 var messageEnd = []byte("\n\n")
 
-// wsReply builds a frame that answers one client and is no message of a topic.
-// A zero id leaves "id" out.
-func wsReply(m form, topic, event, data string, id msgID, at time.Time) []byte {
+// jsonReply builds what answers one client and is no message of a topic. A zero id leaves
+// "id" out.
+func jsonReply(m form, topic, event, data string, id msgID, at time.Time) []byte {
 	head := appendJSONHead(nil, topic, event, validUTF8(data), at)
 	if id.isZero() {
 		head = append(head, '}')
 	} else {
 		head = appendJSONTail(head, id)
 	}
-	return append(appendWSHeader(nil, m.opcode(), len(head)), head...)
+	b := append(m.appendHead(nil, len(head)), head...)
+	return append(b, m.end()...)
 }
 
 // minDeflate is the size in bytes below which compressing a message saves too little for

@@ -57,6 +57,8 @@ func FuzzHeaders(f *testing.F) {
 	f.Add("GET", "topic=a&topic=b&lastEventId=x", "AQAA", "https://example.com", "*/*")
 	f.Add("OPTIONS", "topic=%zz", "", "https://evil.example.org", "")
 	f.Add("HEAD", "topic=*", "", "null", "")
+	f.Add("GET", "format=json&topic=a&since=1-1&topic=*&since=&topic=%00&since=x", "", "", "text/event-stream")
+	f.Add("GET", "format=xml&topic=a", "", "", "text/event-stream")
 	f.Add("POST", "", "", "", "")
 	f.Add("GET", "topic=a;topic=b", "\xff", "://", "text/event-stream")
 	f.Add("GET", "topic=%00&topic=%0d%0aX:1", "\r\nX: 1", "*", "")
@@ -90,6 +92,12 @@ func FuzzHeaders(f *testing.F) {
 			}
 		}
 		if resp.StatusCode != http.StatusOK || method == http.MethodHead {
+			return
+		}
+		if values, _ := url.ParseQuery(query); values.Get("format") == "json" {
+			if len(w.events) == 0 || w.events[0] != (event{name: "pushlet.heartbeat", data: "30000"}) {
+				t.Fatalf("events %q of %q", w.events, w.Body)
+			}
 			return
 		}
 		if len(w.events) == 0 || w.events[0].name != "pushlet.connected" || !safeToken.MatchString(w.events[0].id) {

@@ -131,7 +131,7 @@ type modelClient struct {
 	// What it knows.
 	lastID   string            // SSE: the last event's
 	inCursor []string          // SSE: the topics followed when it came
-	since    map[string]string // WebSocket: the last ID of each topic
+	since    map[string]string // JSON: the last ID of each topic
 	progress map[string]*modelProgress
 	forged   bool // its cursor was spoiled
 }
@@ -185,7 +185,7 @@ func (w *modelWorld) setUp() {
 	w.boot()
 	for i := range 1 + w.rand.IntN(4) {
 		c := &modelClient{w: w, name: fmt.Sprint("client", i), form: form(w.rand.IntN(int(numForms)))}
-		c.form = form(w.rand.IntN(3)) // compressed ones are the same to the broker
+		c.form = form(w.rand.IntN(4)) // compressed ones are the same to the broker
 		c.since = make(map[string]string)
 		c.progress = make(map[string]*modelProgress)
 		c.topics = w.someTopics()
@@ -502,7 +502,7 @@ func (m *modelClient) changeTopics() {
 	topic := m.topics[0]
 	m.topics = m.topics[1:]
 	w.apply(&unsubscribe{client: m.c, topic: topic, now: w.now,
-		reply: wsReply(m.form, topic, eventUnsubscribed, "", msgID{}, w.now)})
+		reply: jsonReply(m.form, topic, eventUnsubscribed, "", msgID{}, w.now)})
 }
 
 // spoilCursor is a proxy or a program that does not give back what it got.
@@ -544,21 +544,28 @@ func (m *modelClient) takeEvent() int {
 	case size == 0:
 	case m.form == formSSE:
 		m.takeSSE(string(event))
-	default:
-		m.takeWS(m.read[0], event)
+	case event != nil:
+		m.takeJSON(event)
 	}
 	return size
 }
 
 // firstEvent returns the first event of a stream, and how many bytes it takes, 0 if it is
-// not whole.
+// not whole. Of a stream of JSON it is the object, nil if there is none in it.
 func firstEvent(f form, b []byte) (event []byte, size int) {
-	if f == formSSE {
+	if f.isStream() {
 		end := bytes.Index(b, []byte("\n\n"))
 		if end < 0 {
 			return nil, 0
 		}
-		return b[:end], end + 2
+		event = b[:end]
+		if f == formSSEJSON {
+			event, _ = bytes.CutPrefix(event, []byte("data: "))
+			if len(event) == end { // a heartbeat, or the farewell's retry
+				event = nil
+			}
+		}
+		return event, end + 2
 	}
 	if len(b) < 2 {
 		return nil, 0
@@ -572,6 +579,9 @@ func firstEvent(f form, b []byte) (event []byte, size int) {
 	}
 	if len(b) < head+size {
 		return nil, 0
+	}
+	if b[0]&0x0f > wsBinary { // ping or close
+		return nil, head + size
 	}
 	return b[head : head+size], head + size
 }
@@ -626,10 +636,7 @@ func (m *modelClient) takeSSE(block string) {
 	}
 }
 
-func (m *modelClient) takeWS(first byte, payload []byte) {
-	if first&0x0f > wsBinary {
-		return // ping or close
-	}
+func (m *modelClient) takeJSON(payload []byte) {
 	var v struct{ Topic, Event, Data, ID, Timestamp string }
 	if err := json.Unmarshal(payload, &v); err != nil {
 		m.w.fatalf("%s: %v in %s", m.name, err, payload)

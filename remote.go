@@ -811,7 +811,7 @@ func (b *broker) sweepParked(now time.Time) {
 				b.end(c, ReasonUnavailable)
 			case *subscribe:
 				b.drop(list[0], now)
-				b.tell(c, wsReply(c.form, wireTopic(cmd.topic), eventError, ErrUnavailable.Error(), msgID{}, now))
+				b.tell(c, jsonReply(c.form, wireTopic(cmd.topic), eventError, ErrUnavailable.Error(), msgID{}, now))
 				b.goOnWith(c)
 			}
 			list = b.waiting[c]

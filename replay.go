@@ -74,7 +74,7 @@ func (b *broker) cause(t *topic, pos msgID) Reason {
 }
 
 // tellGaps tells a client what it misses and puts it behind the gaps: one event for
-// each reason to an SSE client, one for each topic to a WebSocket client.
+// each reason to an SSE client, one for each topic to a client of JSON.
 func (b *broker) tellGaps(c *client, gaps []gap) {
 	for len(gaps) > 0 {
 		why := gaps[0].why
@@ -89,7 +89,7 @@ func (b *broker) tellGaps(c *client, gaps []gap) {
 			names = append(names, wireTopic(g.sub.topic.name))
 			b.counters.gaps.add(why, 1)
 			if c.form != formSSE {
-				b.tell(c, wsReply(c.form, wireTopic(g.sub.topic.name), eventGap, string(why), g.sub.pos, b.now))
+				b.tell(c, jsonReply(c.form, wireTopic(g.sub.topic.name), eventGap, string(why), g.sub.pos, b.now))
 			}
 		}
 		if c.form == formSSE {

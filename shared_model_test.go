@@ -165,7 +165,7 @@ func (w *sharedWorld) setUp() {
 		w.boot(i)
 	}
 	for i := range 1 + w.rand.IntN(5) {
-		c := &sharedClient{w: w, name: fmt.Sprint("client", i), form: form(w.rand.IntN(3))}
+		c := &sharedClient{w: w, name: fmt.Sprint("client", i), form: form(w.rand.IntN(4))}
 		c.since = make(map[string]string)
 		c.progress = make(map[string]*sharedProgress)
 		c.topics = w.someTopics()
@@ -1805,7 +1805,7 @@ func (m *sharedClient) changeTopics() {
 	w.logf("%v unsubscribes from %q", m, topic)
 	m.topics = m.topics[1:]
 	m.in.apply(&unsubscribe{client: m.c, topic: topic, now: w.now,
-		reply: wsReply(m.form, topic, eventUnsubscribed, "", msgID{}, w.now)})
+		reply: jsonReply(m.form, topic, eventUnsubscribed, "", msgID{}, w.now)})
 }
 
 // spoilCursor is a proxy or a program that does not give back what it got.
@@ -1826,10 +1826,11 @@ func (m *sharedClient) readSome(n int) {
 		if size == 0 {
 			return
 		}
-		if m.form == formSSE {
+		switch {
+		case m.form == formSSE:
 			m.takeSSE(string(event))
-		} else {
-			m.takeWS(m.read[0], event)
+		case event != nil:
+			m.takeJSON(event)
 		}
 		m.read = m.read[size:]
 	}
@@ -1873,10 +1874,7 @@ func (m *sharedClient) takeSSE(block string) {
 	}
 }
 
-func (m *sharedClient) takeWS(first byte, payload []byte) {
-	if first&0x0f > wsBinary {
-		return // ping or close
-	}
+func (m *sharedClient) takeJSON(payload []byte) {
 	var v struct{ Topic, Event, Data, ID string }
 	if err := json.Unmarshal(payload, &v); err != nil {
 		m.w.fatalf("%v: %v in %s", m, err, payload)

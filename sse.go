@@ -3,8 +3,10 @@ package pushlet
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -14,6 +16,9 @@ import (
 // the URL, "?topic=a&topic=b"; without any the topic is "default". A client that comes
 // back with the Last-Event-ID header, or "?lastEventId=" where it cannot set headers,
 // gets what it missed first, or is told of a gap.
+//
+// With "?format=json" the stream carries the JSON of the WebSocket, so that a client knows the
+// topic and the ID of each message: see the package documentation.
 //
 // On HTTP/1.1 it takes the connection over and returns; see WithHijack. Otherwise it
 // returns when the stream ends. Answers other than a stream: 400 for bad topics, 401
@@ -32,33 +37,9 @@ func (p *Pushlet) HandleSSE(w http.ResponseWriter, r *http.Request) {
 		p.refuse(w, http.StatusMethodNotAllowed, "method not allowed")
 		return
 	}
-	wishes, query, err := p.wishesOf(r, userTopic)
+	s, status, err := p.sseRequestOf(r)
 	if err != nil {
-		p.refuse(w, http.StatusBadRequest, err.Error())
-		return
-	}
-	if len(wishes) == 0 {
-		wishes = []wish{{topic: defaultTopic}}
-	}
-	user, err := p.identify(r)
-	if err != nil {
-		p.refuse(w, http.StatusUnauthorized, err.Error())
-		return
-	}
-	if wishes, err = withUser(wishes, user); err != nil {
-		p.refuse(w, http.StatusBadRequest, err.Error())
-		return
-	}
-	topics := make([]string, len(wishes))
-	for i := range wishes {
-		topics[i] = wishes[i].topic
-	}
-	if hashesCollide(topics) {
-		p.refuse(w, http.StatusBadRequest, "pushlet: these topics cannot be followed on one connection")
-		return
-	}
-	if err := p.authorizeAll(r, topics); err != nil {
-		p.refuse(w, http.StatusForbidden, err.Error())
+		p.refuse(w, status, err.Error())
 		return
 	}
 	if r.Method == http.MethodHead {
@@ -69,11 +50,6 @@ func (p *Pushlet) HandleSSE(w http.ResponseWriter, r *http.Request) {
 		p.comeBack(w, r, err)
 		return
 	}
-	s := &sseRequest{
-		info:   Client{ID: newClientID(), Protocol: "sse", Remote: r.RemoteAddr, User: user},
-		topics: topics,
-		resume: p.resumeOf(r, query.Get("lastEventId")),
-	}
 	p.counters.sse.Add(1)
 	if !p.hijackSSE(w, r, s) {
 		p.streamSSE(w, r, s)
@@ -83,8 +59,66 @@ func (p *Pushlet) HandleSSE(w http.ResponseWriter, r *http.Request) {
 // An sseRequest is what a client asked for.
 type sseRequest struct {
 	info   Client
-	topics []string
-	resume *resume
+	form   form
+	topics []string // formSSE
+	resume *resume  // formSSE
+	wishes []wish   // formSSEJSON
+}
+
+// sseRequestOf reads a request. If it is not to be served the error says why, and the
+// status is for that.
+func (p *Pushlet) sseRequestOf(r *http.Request) (s *sseRequest, status int, err error) {
+	wishes, query, err := wishesOf(r)
+	if err != nil {
+		return nil, http.StatusBadRequest, err
+	}
+	format := query.Get("format")
+	switch format {
+	case "":
+		err = p.checkWishes(wishes, userTopic)
+	case "json": // what is wrong with a topic is said in the stream
+	default:
+		err = fmt.Errorf("pushlet: unknown format %.64q", format)
+	}
+	if err != nil {
+		return nil, http.StatusBadRequest, err
+	}
+	if len(wishes) == 0 {
+		wishes = []wish{{topic: defaultTopic}}
+	}
+	user, err := p.identify(r)
+	if err != nil {
+		return nil, http.StatusUnauthorized, err
+	}
+	s = &sseRequest{info: Client{ID: newClientID(), Protocol: "sse", Remote: r.RemoteAddr, User: user}}
+	if format == "json" {
+		s.form = formSSEJSON
+		for i := range wishes {
+			if since := wishes[i].since; since != nil && *since == "" {
+				wishes[i].since = nil
+			}
+		}
+		s.wishes = broadcastsFirst(wishes)
+		if user != "" && !slices.ContainsFunc(wishes, func(w wish) bool { return w.topic == userTopic }) {
+			s.wishes = append(s.wishes, wish{topic: userTopic})
+		}
+		return s, 0, nil
+	}
+	if wishes, err = withUser(wishes, user); err != nil {
+		return nil, http.StatusBadRequest, err
+	}
+	s.topics = make([]string, len(wishes))
+	for i := range wishes {
+		s.topics[i] = wishes[i].topic
+	}
+	if hashesCollide(s.topics) {
+		return nil, http.StatusBadRequest, errors.New("pushlet: these topics cannot be followed on one connection")
+	}
+	if err := p.authorizeAll(r, s.topics); err != nil {
+		return nil, http.StatusForbidden, err
+	}
+	s.resume = p.resumeOf(r, query.Get("lastEventId"))
+	return s, 0, nil
 }
 
 const sseMethods = "GET, HEAD, OPTIONS"
@@ -172,10 +206,10 @@ func (p *Pushlet) hijackSSE(w http.ResponseWriter, r *http.Request, s *sseReques
 	conn.SetDeadline(time.Time{}) // the server's; if it fails, so will the first write
 	t := newConnTransport(conn, p.cfg.writeTimeout, &p.heartbeat, true)
 	now := time.Now()
-	c := newClient(s.info, formSSE, t, p.env, now)
+	c := newClient(s.info, s.form, t, p.env, now)
 	c.again = p.reauthorizer(r, s.info.User)
 	c.tell(appendRetry(responseHead(w.Header(), now), p.cfg.retry))
-	p.attachSSE(c, s)
+	p.attachSSE(c, s, r)
 	go p.watchSSE(c, conn) // ends with the connection; conns waits for it
 	return true
 }
@@ -210,9 +244,31 @@ func responseHead(h http.Header, now time.Time) []byte {
 }
 
 // attachSSE gives the client to the broker.
-func (p *Pushlet) attachSSE(c *client, s *sseRequest) {
+func (p *Pushlet) attachSSE(c *client, s *sseRequest, r *http.Request) {
 	p.greet(s.info)
+	if s.form == formSSEJSON {
+		p.attachJSON(c, s.wishes, r)
+		return
+	}
 	p.broker.send(&attach{client: c, topics: s.topics, resume: s.resume, hello: connectedHead(s)})
+}
+
+// attachJSON gives the broker a client that speaks JSON, and does what its URL asks for. The
+// first event says how long the silence between heartbeats is, so that the client, whom the
+// browser does not tell of comments, can notice a dead connection.
+func (p *Pushlet) attachJSON(c *client, wishes []wish, r *http.Request) {
+	interval := time.Duration(p.heartbeat.Load()).Milliseconds()
+	c.tell(fmt.Appendf(nil, "event: %s\ndata: %d\n\n", eventHeartbeat, interval))
+	p.broker.send(&attach{client: c})
+	m := &commander{p, c, r}
+	for _, w := range wishes {
+		if c.isEnding() {
+			return
+		}
+		if topic, ok := m.topic(w.topic); ok {
+			m.subscribe(topic, w.since)
+		}
+	}
 }
 
 // connectedHead is pushlet.connected without its "id:", up to the value of "resumed".
@@ -260,12 +316,12 @@ func (p *Pushlet) streamSSE(w http.ResponseWriter, r *http.Request, s *sseReques
 		return
 	}
 	t := newControllerTransport(w, p.cfg.writeTimeout)
-	c := newClient(s.info, formSSE, t, p.env, time.Now())
+	c := newClient(s.info, s.form, t, p.env, time.Now())
 	c.again = p.reauthorizer(r, s.info.User)
 	c.wake = make(chan struct{}, 1)
 	c.gone = make(chan struct{})
 	c.tell(appendRetry(nil, p.cfg.retry))
-	p.attachSSE(c, s)
+	p.attachSSE(c, s, r)
 	p.feed(c, t, r, writeLimit(r, deadlineErr))
 	c.abort(ReasonClientClosed)
 	t.retire()
@@ -300,7 +356,7 @@ func (p *Pushlet) feed(c *client, t *controllerTransport, r *http.Request, limit
 		case <-r.Context().Done():
 			return
 		case <-limit:
-			if c.finish(ReasonMaxAge, farewell(formSSE, ReasonMaxAge, p.cfg.retry)) == runnable {
+			if c.finish(ReasonMaxAge, farewell(c.form, ReasonMaxAge, p.cfg.retry, time.Now())) == runnable {
 				c.kick()
 			}
 		}

@@ -58,7 +58,7 @@ func (t *topic) cause() Reason {
 	return t.state.log.cause
 }
 
-// subscribe adds a topic to a WebSocket client, or begins it anew at another position.
+// subscribe adds a topic to a client of JSON, or begins it anew at another position.
 func (b *broker) subscribe(cmd *subscribe) {
 	c := cmd.client
 	if c.bucket < 0 {
@@ -68,7 +68,7 @@ func (b *broker) subscribe(cmd *subscribe) {
 	switch {
 	case s == nil && b.isOneTooMany(c, cmd.topic):
 		why := fmt.Sprintf("more than %d topics", b.cfg.maxTopics)
-		b.tell(c, wsReply(c.form, wireTopic(cmd.topic), eventError, why, msgID{}, cmd.now))
+		b.tell(c, jsonReply(c.form, wireTopic(cmd.topic), eventError, why, msgID{}, cmd.now))
 		return
 	case b.shared != nil && b.park(c, cmd, b.needsOfSubscribe(cmd)):
 		return
@@ -109,8 +109,9 @@ func (b *broker) subscribeNow(cmd *subscribe, s *subscription) {
 		}
 	}
 	b.raw = appendJSONTail(append(b.raw[:0], cmd.hello...), b.handout(s))
-	b.token = appendWSHeader(b.token[:0], c.form.opcode(), len(b.raw))
-	b.tell(c, append(b.token, b.raw...))
+	b.token = append(c.form.appendHead(b.token[:0], len(b.raw)), b.raw...)
+	b.token = append(b.token, c.form.end()...)
+	b.tell(c, b.token)
 	b.tellGaps(c, gaps)
 	if s.behind && c.lag() {
 		b.page(c)

@@ -5,7 +5,6 @@ import (
 	"bytes"
 	"compress/flate"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -62,7 +61,10 @@ func (p *Pushlet) HandleWebSocket(w http.ResponseWriter, r *http.Request) {
 		p.refuse(w, http.StatusForbidden, "pushlet: origin not allowed")
 		return
 	}
-	wishes, _, err := p.wishesOf(r, userTopic, broadcastTopic)
+	wishes, _, err := wishesOf(r)
+	if err == nil {
+		err = p.checkWishes(wishes, userTopic, broadcastTopic)
+	}
 	if err != nil {
 		p.refuse(w, http.StatusBadRequest, err.Error())
 		return
@@ -76,10 +78,7 @@ func (p *Pushlet) HandleWebSocket(w http.ResponseWriter, r *http.Request) {
 		p.refuse(w, http.StatusBadRequest, err.Error())
 		return
 	}
-	// Who follows a topic follows the broadcast log, so where that is to begin comes first.
-	if i := slices.IndexFunc(wishes, func(w wish) bool { return w.topic == broadcastTopic }); i > 0 {
-		wishes = slices.Concat(wishes[i:i+1], wishes[:i], wishes[i+1:])
-	}
+	wishes = broadcastsFirst(wishes)
 	topics := make([]string, len(wishes))
 	for i := range wishes {
 		topics[i] = wishes[i].topic
@@ -110,7 +109,7 @@ func (p *Pushlet) HandleWebSocket(w http.ResponseWriter, r *http.Request) {
 
 	c.tell(h.conn.handshake)
 	h.conn.handshake = nil
-	rd := &wsReader{p: p, c: c, ws: ws, conn: h.conn, buf: h.buf, transport: t}
+	rd := &wsReader{commander: commander{p: p, c: c}, ws: ws, conn: h.conn, buf: h.buf, transport: t}
 	rd.prepare()
 	first := make([]*subscribe, len(wishes))
 	for i, w := range wishes {
@@ -224,14 +223,12 @@ func (c *wsConn) form(ws *websocket.Conn) form {
 // while nothing comes that is wait, which needs next to no stack, so that an idle client
 // costs little; a stack that has grown would stay so. What wait hears of is read by read.
 type wsReader struct {
-	p         *Pushlet
-	c         *client
+	commander
 	ws        *websocket.Conn
 	conn      *wsConn
 	buf       *bufio.Reader // between conn and ws
 	first     [16]byte      // wait reads into it
 	transport *connTransport
-	request   *http.Request // for authorize; nil if there is none
 
 	tokens float64   // for the command rate
 	filled time.Time // when tokens was right
@@ -385,101 +382,4 @@ func (r *wsReader) fail(err error) {
 			r.c.kick()
 		}
 	}
-}
-
-// A wsCommand is what a client sends.
-type wsCommand struct {
-	Action string   `json:"action"` // subscribe, unsubscribe or ping
-	Topic  *string  `json:"topic"`
-	Topics []string `json:"topics"`
-	Since  *string  `json:"since"` // for subscribe: the ID to resume after
-}
-
-// command acts on a message. Whatever is wrong with it is answered with pushlet.error.
-func (r *wsReader) command(b []byte) {
-	var cmd wsCommand
-	if err := json.Unmarshal(b, &cmd); err != nil {
-		r.error("", "not a command: "+err.Error())
-		return
-	}
-	topics := cmd.Topics
-	if cmd.Topic != nil {
-		topics = append([]string{*cmd.Topic}, topics...)
-	}
-	act := r.unsubscribe
-	switch cmd.Action {
-	case "ping":
-		r.answer("", eventPong, "")
-		return
-	case "subscribe":
-		act = func(topic string) { r.subscribe(topic, cmd.Since) }
-	case "unsubscribe":
-	default:
-		r.error("", fmt.Sprintf("unknown action %q", cutUTF8(cmd.Action, 64)))
-		return
-	}
-	switch {
-	case len(topics) == 0:
-		r.error("", cmd.Action+" without a topic")
-		return
-	case len(topics) > r.p.cfg.maxTopics:
-		r.error("", fmt.Sprintf("more than %d topics", r.p.cfg.maxTopics))
-		return
-	}
-	for _, topic := range topics {
-		switch mine := topicOfUser(r.c.info.User); {
-		case topic == broadcastTopic:
-			act(topic)
-		case topic == userTopic && mine == "":
-			r.error(topic, "this client has no user")
-		case topic == userTopic && cmd.Action == "unsubscribe":
-			r.error(topic, "it cannot be unsubscribed from")
-		case topic == userTopic:
-			act(mine)
-		default:
-			if err := checkTopic(topic); err != nil {
-				r.error("", err.Error())
-				continue
-			}
-			act(topic)
-		}
-	}
-}
-
-// subscribe follows a topic that has been checked, from a position if there is one.
-func (r *wsReader) subscribe(topic string, since *string) {
-	if err := r.p.authorizeAll(r.request, []string{topic}); err != nil {
-		r.error(topic, err.Error())
-		return
-	}
-	r.p.broker.send(r.follow(topic, since))
-}
-
-// follow makes the command for a topic that the client may follow.
-func (r *wsReader) follow(topic string, since *string) *subscribe {
-	now := time.Now()
-	cmd := &subscribe{
-		client: r.c,
-		topic:  topic,
-		hello:  appendJSONHead(nil, wireTopic(topic), eventSubscribed, "", now),
-		now:    now,
-	}
-	if since != nil {
-		cmd.resume = true
-		cmd.since, _ = parseID(*since) // zero, if it is no ID, is a gap
-	}
-	return cmd
-}
-
-func (r *wsReader) unsubscribe(topic string) {
-	now := time.Now()
-	reply := wsReply(r.c.form, topic, eventUnsubscribed, "", msgID{}, now)
-	r.p.broker.send(&unsubscribe{client: r.c, topic: topic, reply: reply, now: now})
-}
-
-func (r *wsReader) error(topic, why string) { r.answer(topic, eventError, why) }
-
-// answer queues a frame that is no message of a topic.
-func (r *wsReader) answer(topic, event, data string) {
-	r.p.broker.send(&reply{r.c, wsReply(r.c.form, topic, event, data, msgID{}, time.Now())})
 }
