@@ -61,11 +61,16 @@ lint: ## golangci-lint, pinned, as .golangci.yml says
 # A test that needs Chromium or Redis skips without it, unless PUSHLET_REQUIRE_… is set: with the
 # program there, a skip would hide a failure. Packages without tests are left out of the output.
 .PHONY: test
-test: test-tools ## all tests, shuffled and with the race detector (TESTFLAGS=… RACE=)
+test: test-tools test-js ## all tests, shuffled and with the race detector (TESTFLAGS=… RACE=)
 	@set -o pipefail; export $(VERIFY); \
 	if command -v chromium chromium-browser google-chrome >/dev/null; then export PUSHLET_REQUIRE_BROWSER=1; fi; \
 	if command -v redis-server >/dev/null; then export PUSHLET_REQUIRE_REDIS=1; fi; \
 	$(call each,go test $(RACE) -shuffle=on $$([ $$module != ./chaostest ] || echo -short) $(TESTFLAGS) ./...) | { grep -v '\[no test files]$$' || true; }
+
+.PHONY: test-js
+test-js: test-tools ## the tests of the client for browsers, in Node.js (js/)
+	@if ! command -v npm >/dev/null; then echo 'test-js: skipped, there is no npm'; exit 0; fi; \
+	set -x; cd js && npm ci --silent && npm test
 
 .PHONY: chaos
 chaos: COUNT ?= 1
@@ -79,7 +84,12 @@ test-tools: ## install what the tests need (as root on Debian), or say what is m
 .PHONY: download
 download: ## fetch what the modules and the linter are built from
 	@$(call each,go mod download)
+	if command -v npm >/dev/null; then cd js && npm ci --silent; fi
 	$(GOLANGCI_LINT) version
+
+.PHONY: js
+js: ## make js/pushlet.min.js, which the library serves, from js/pushlet.js
+	cd js && npm ci --silent && npm run build
 
 ##### mending
 
