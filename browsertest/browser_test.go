@@ -79,11 +79,12 @@ func findBrowser() (string, error) {
 
 // A tab is a page of its own in the shared browser. It belongs to one test.
 type tab struct {
-	t   *testing.T
-	ctx context.Context
+	t     *testing.T
+	ctx   context.Context
+	close func()
 }
 
-// openTab shows url in a new tab that closes with the test.
+// openTab shows url in a new tab that closes with the test, if not before.
 func openTab(t *testing.T, url string) *tab {
 	t.Helper()
 	browser, err := startBrowser()
@@ -99,9 +100,8 @@ func openTab(t *testing.T, url string) *tab {
 	}
 	watched := make(chan struct{})
 	go func() { defer close(watched); failOnException(t, ctx) }() // ends with the tab
-	t.Cleanup(func() { closeTab(); <-watched })
-
-	p := &tab{t, ctx}
+	p := &tab{t, ctx, func() { closeTab(); <-watched }}
+	t.Cleanup(p.close)
 	p.do(chromedp.Navigate(url))
 	return p
 }

@@ -9,15 +9,17 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
 	"github.com/chromedp/chromedp"
 )
 
-// buildZones and buildHub compile these examples once for all tests.
+// These compile an example once for all tests.
 var (
-	buildZones = sync.OnceValues(func() (string, error) { return buildProgram("zones") })
-	buildHub   = sync.OnceValues(func() (string, error) { return buildProgram("hub") })
+	buildZones   = sync.OnceValues(func() (string, error) { return buildProgram("zones") })
+	buildHub     = sync.OnceValues(func() (string, error) { return buildProgram("hub") })
+	buildBrowser = sync.OnceValues(func() (string, error) { return buildProgram("browser") })
 )
 
 // buildProgram compiles an example that has a folder.
@@ -31,8 +33,15 @@ func buildProgram(name string) (string, error) {
 	return binary, nil
 }
 
-// startProgram runs an example until the test ends, or until kill is called.
-func startProgram(t *testing.T, build func() (string, error), args ...string) (base string, kill func()) {
+// A program is a running process of an example.
+type program struct {
+	t    *testing.T
+	cmd  *exec.Cmd
+	base string // its URL
+}
+
+// startProgram runs an example until the test ends, if it does not end before.
+func startProgram(t *testing.T, build func() (string, error), args ...string) *program {
 	t.Helper()
 	binary, err := build()
 	must(t, err)
@@ -40,17 +49,36 @@ func startProgram(t *testing.T, build func() (string, error), args ...string) (b
 	stderr, err := cmd.StderrPipe()
 	must(t, err)
 	must(t, cmd.Start())
-	kill = sync.OnceFunc(func() { cmd.Process.Kill(); cmd.Wait() })
-	t.Cleanup(kill)
+	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
 	lines := bufio.NewScanner(stderr)
 	for lines.Scan() {
 		if _, base, ok := strings.Cut(lines.Text(), "Server started at "); ok {
 			go io.Copy(io.Discard, stderr) // ends with the process
-			return base, kill
+			return &program{t, cmd, base}
 		}
 	}
 	t.Fatal("the example ended before it served")
-	return "", nil
+	return nil
+}
+
+// kill ends the process as kill -9 does.
+func (x *program) kill() {
+	x.t.Helper()
+	must(x.t, x.cmd.Process.Kill())
+	x.cmd.Wait() // its error is the kill
+}
+
+// stop asks the process to end, and waits until it has.
+func (x *program) stop() {
+	x.t.Helper()
+	must(x.t, x.cmd.Process.Signal(syscall.SIGTERM))
+	must(x.t, x.cmd.Wait())
+}
+
+// again starts the program anew at the same address.
+func (x *program) again(build func() (string, error)) *program {
+	x.t.Helper()
+	return startProgram(x.t, build, "-addr", strings.TrimPrefix(x.base, "http://"))
 }
 
 // online is the condition that a page shows these users in its zone.
@@ -73,7 +101,8 @@ const zonesOpen = `document.querySelector("#connection[data-state=open]")`
 // TestZonesExample has three pages in two zones, and sends to one, to a zone and to everyone.
 func TestZonesExample(t *testing.T) {
 	t.Parallel()
-	base, kill := startProgram(t, buildZones, "-addr", "127.0.0.1:0")
+	zones := startProgram(t, buildZones, "-addr", "127.0.0.1:0")
+	base := zones.base
 
 	// One by hand, two by their URL.
 	ann := openTab(t, base)
@@ -138,11 +167,11 @@ func TestZonesExample(t *testing.T) {
 	ann.waitFor(online("ann"))
 
 	// A server that starts again has all back, and they are told that there was a gap.
-	kill()
+	zones.kill()
 	for _, p := range []*tab{ann, carol} {
 		p.waitFor(`document.querySelector("#connection[data-state=connecting]")`)
 	}
-	startProgram(t, buildZones, "-addr", strings.TrimPrefix(base, "http://"))
+	zones.again(buildZones)
 	for _, p := range []*tab{ann, carol} {
 		p.waitFor(zonesOpen)
 		p.waitFor(`document.querySelector("#log [data-kind=gap]")?.textContent.includes("restarted")`)
@@ -160,7 +189,7 @@ func TestZonesExample(t *testing.T) {
 // TestHubExample has two users' pages, one of which pushes to the other.
 func TestHubExample(t *testing.T) {
 	t.Parallel()
-	base, _ := startProgram(t, buildHub, "-addr", "127.0.0.1:0", "-every", "100ms")
+	base := startProgram(t, buildHub, "-addr", "127.0.0.1:0", "-every", "100ms").base
 	one, two := openTab(t, base+"/?uid=u001"), openTab(t, base+"/?uid=u002")
 	item := func(text string) string {
 		return fmt.Sprintf(`[...document.querySelectorAll("#messages li")].some(e => e.textContent.startsWith(%q))`, text)

@@ -106,14 +106,16 @@ func (s signal) wait(t *testing.T, what string) {
 	}
 }
 
-// A flakyProxy forwards TCP connections until it is told to break them.
+// A flakyProxy forwards TCP connections until it is told to break or to freeze them.
 type flakyProxy struct {
 	addr   string // where it listens
 	target string
 
+	closed chan struct{} // when the test ends
+
 	mu     sync.Mutex
 	broken bool
-	conns  map[net.Conn]struct{} // both ends of what it forwards
+	conns  map[net.Conn]bool // both ends of what it forwards; true: frozen
 }
 
 // startProxy forwards a port of its own to the address target until the test ends.
@@ -123,7 +125,7 @@ func startProxy(t *testing.T, target string) *flakyProxy {
 	if err != nil {
 		t.Fatal(err)
 	}
-	x := &flakyProxy{addr: listener.Addr().String(), target: target, conns: map[net.Conn]struct{}{}}
+	x := &flakyProxy{addr: listener.Addr().String(), target: target, closed: make(chan struct{}), conns: map[net.Conn]bool{}}
 	var forwarders sync.WaitGroup
 	forwarders.Go(func() {
 		for {
@@ -136,6 +138,7 @@ func startProxy(t *testing.T, target string) *flakyProxy {
 	})
 	t.Cleanup(func() {
 		listener.Close()
+		close(x.closed)
 		x.cut()
 		forwarders.Wait()
 	})
@@ -159,6 +162,36 @@ func (x *flakyProxy) mend() {
 	x.broken = false
 }
 
+// freeze forwards nothing more on the connections that there are, and leaves them open.
+func (x *flakyProxy) freeze() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for conn := range x.conns {
+		x.conns[conn] = true
+	}
+}
+
+func (x *flakyProxy) frozen(conn net.Conn) bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.conns[conn]
+}
+
+// A thawed reads from a connection until it is frozen.
+type thawed struct {
+	net.Conn
+	x *flakyProxy
+}
+
+func (r thawed) Read(b []byte) (int, error) {
+	n, err := r.Conn.Read(b)
+	if r.x.frozen(r.Conn) {
+		<-r.x.closed
+		return 0, io.EOF
+	}
+	return n, err
+}
+
 // hold keeps conn for cut, and reports whether it may live.
 func (x *flakyProxy) hold(conn net.Conn) bool {
 	x.mu.Lock()
@@ -166,7 +199,7 @@ func (x *flakyProxy) hold(conn net.Conn) bool {
 	if x.broken {
 		return false
 	}
-	x.conns[conn] = struct{}{}
+	x.conns[conn] = false
 	return true
 }
 
@@ -189,10 +222,10 @@ func (x *flakyProxy) forward(client net.Conn) {
 	}
 	var answers sync.WaitGroup
 	answers.Go(func() {
-		io.Copy(client, server)
+		io.Copy(client, thawed{server, x})
 		client.Close() // also ends the other direction
 	})
-	io.Copy(server, client)
+	io.Copy(server, thawed{client, x})
 	server.Close()
 	answers.Wait()
 }
