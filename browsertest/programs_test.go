@@ -212,3 +212,132 @@ func TestHubExample(t *testing.T) {
 		t.Error("what was for u002 did not come to u002 alone")
 	}
 }
+
+// TestBrowserExample has the pages of example/browser: two with the client, one without.
+func TestBrowserExample(t *testing.T) {
+	t.Parallel()
+	server := startProgram(t, buildBrowser, "-addr", "127.0.0.1:0")
+	one, two := openTab(t, server.base), openTab(t, server.base)
+	status := func(status string) string {
+		return fmt.Sprintf(`document.querySelector("#client[data-state=%s]")`, status)
+	}
+	chip := func(topic, state string, count int) string {
+		return fmt.Sprintf(`document.querySelector('#topics [data-topic=%q][data-state=%s] .count')?.textContent === "%d"`, topic, state, count)
+	}
+	row := func(kind, text string) string {
+		return fmt.Sprintf(`[...document.querySelectorAll("#log [data-kind=%s] .data")].some(e => e.textContent.includes(%q))`, kind, text)
+	}
+	publish := func(p *tab, text, button string, clients string) {
+		t.Helper()
+		p.do(append(fill("#data", text), click("#publish "+button))...)
+		p.waitFor(fmt.Sprintf(`document.querySelector("#published[data-ok=true]")?.textContent === "Published, to %s."`, clients))
+		runJS(p, `document.querySelector("#published").textContent = ""`)
+	}
+	const toTopic, toAll = ".primary", "[value=all]"
+	for _, p := range []*tab{one, two} {
+		p.waitFor(status("open") + ` && ` + chip("news", "live", 0) + ` && ` + chip("*", "live", 0))
+	}
+
+	// Topics that come and go, and counts.
+	one.do(append(fill("#name", "sports"), click("#follow button"))...)
+	one.waitFor(chip("sports", "live", 0))
+	one.do(fill("#topic", "sports")...)
+	publish(one, "goal <img src=x>", toTopic, "1 connection")
+	one.waitFor(chip("sports", "live", 1) + ` && ` + row("message", "goal <img src=x>"))
+	publish(one, "for all", toAll, "2 connections")
+	for _, p := range []*tab{one, two} {
+		p.waitFor(chip("*", "live", 1) + ` && ` + row("message", "for all"))
+		if eval[bool](p, `document.querySelector("img") !== null`) {
+			t.Error("a message became markup")
+		}
+	}
+	if eval[bool](two, row("message", "goal")) {
+		t.Error("a page shows a topic that it does not follow")
+	}
+	one.do(click(`#topics [data-topic=sports] button`))
+	one.waitFor(`!document.querySelector('#topics [data-topic=sports]')`)
+	one.do(fill("#topic", "news")...)
+	publish(one, "news", toTopic, "2 connections")
+	if eval[int](one, `Number(document.querySelector("#count").textContent)`) != 3 {
+		t.Error("the page does not count 3 messages")
+	}
+	one.do(append(fill("#event", "pushlet.gap"), click("#publish .primary"))...)
+	one.waitFor(`document.querySelector("#published[data-ok=false]")?.textContent.includes("reserved")`)
+	one.do(fill("#event", "message")...)
+	runJS(one, `document.querySelector("#name").value = "a\u0001"`)
+	one.do(click("#follow button"))
+	one.waitFor(row("error", "invalid topic"))
+
+	// Over the other transport; then one connection for both.
+	one.do(chromedp.SetValue(chromedp.CSS("#transport"), "eventSource"))
+	runJS(one, `document.querySelector("#transport").dispatchEvent(new Event("change"))`)
+	one.waitFor(status("open") + ` && ` + chip("news", "live", 1))
+	publish(one, "over an EventSource", toTopic, "2 connections")
+	one.waitFor(row("message", "over an EventSource"))
+	one.do(chromedp.SetValue(chromedp.CSS("#transport"), "webSocket eventSource"))
+	for _, p := range []*tab{one, two} {
+		p.do(click("#share"))
+		p.waitFor(status("open") + ` && document.querySelectorAll("#topics [data-state=live]").length === 2`)
+	}
+	eventually(t, "the pages share a connection", func() bool {
+		one.do(click("#publish .primary"))
+		one.waitFor(`document.querySelector("#published").textContent.includes("connection")`)
+		return strings.Contains(eval[string](one, `document.querySelector("#published").textContent`), "1 connection.")
+	})
+
+	// A server that starts again.
+	server.kill()
+	for _, p := range []*tab{one, two} {
+		p.waitFor(status("waiting") + ` && /^waiting \d+ s$/.test(document.querySelector("#status").textContent)`)
+	}
+	one.do(click("#publish .primary"))
+	one.waitFor(`document.querySelector("#published[data-ok=false]")?.textContent.includes("cannot be reached")`)
+	server.again(buildBrowser)
+	one.waitFor(`document.querySelector("#wake:enabled, #client[data-state=open]")`)
+	runJS(one, `document.querySelector("#wake").click()`) // does nothing if it has come back by itself
+	for _, p := range []*tab{one, two} {
+		p.waitFor(status("open") + ` && ` + row("gap", "restarted"))
+	}
+	publish(two, "after the restart", toTopic, "1 connection")
+	one.waitFor(row("message", "after the restart"))
+}
+
+// TestBrowserExampleWithoutClient has the page that does without pushlet.js.
+func TestBrowserExampleWithoutClient(t *testing.T) {
+	t.Parallel()
+	server := startProgram(t, buildBrowser, "-addr", "127.0.0.1:0")
+	tab := openTab(t, server.base)
+	tab.do(click(`a[href="plain.html"]`), chromedp.WaitVisible(chromedp.CSS("#sse")))
+	both := func(condition string) string {
+		return strings.ReplaceAll(`["sse", "ws"].every(pane => CONDITION)`, "CONDITION", condition)
+	}
+	state := func(state string) string {
+		return both(fmt.Sprintf(`document.querySelector("#" + pane + "[data-state=%s]")`, state))
+	}
+	row := func(kind, text string) string {
+		return both(fmt.Sprintf(`[...document.querySelectorAll("#" + pane + " [data-kind=%s] .body")].some(e => e.textContent.includes(%q))`, kind, text))
+	}
+	tab.waitFor(state("open"))
+	tab.waitFor(`since.get("news") && since.get("*")`) // the WebSocket's subscriptions are answered
+	tab.do(append(fill("#data", "<img src=x>"), click("#publish .primary"))...)
+	tab.waitFor(row("message", "<img src=x>"))
+	tab.do(append(fill("#data", "for all"), click("#publish [value=all]"))...)
+	tab.waitFor(row("message", "for all"))
+	tab.do(append(fill("#event", "user-login"), click("#publish .primary"))...)
+	tab.waitFor(`document.querySelector("#sse .log").textContent.includes("login: for all")`)
+	if eval[bool](tab, `document.querySelector("img") !== null`) {
+		t.Error("a message became markup")
+	}
+	if !strings.HasPrefix(eval[string](tab, `document.querySelector("#source").textContent`), "// 1. EventSource.") {
+		t.Error("the page does not show its script")
+	}
+	server.kill()
+	tab.waitFor(state("waiting"))
+	server.again(buildBrowser)
+	tab.waitFor(state("open") + ` && ` + row("gap", "restarted"))
+	tab.do(append(fill("#event", "message"), fill("#data", "after the restart")...)...)
+	tab.do(click("#publish .primary"))
+	tab.waitFor(row("message", "after the restart"))
+	tab.do(click(`a[href="index.html"]`), chromedp.WaitVisible(chromedp.CSS("#client")))
+	tab.waitFor(`document.querySelector("#client[data-state=open]")`)
+}

@@ -24,7 +24,7 @@ import (
 	"github.com/usual2970/pushlet"
 )
 
-//go:embed index.html plain.html
+//go:embed index.html plain.html style.css
 var pages embed.FS
 
 func main() {
@@ -52,7 +52,7 @@ func run(ctx context.Context, addr string) error {
 	mux.HandleFunc("/events", p.HandleSSE)
 	mux.HandleFunc("/push", p.HandlePush) // {"topics":["news"],"events":[{"data":"hello"}]}
 	mux.HandleFunc("/pushlet.js", p.HandleClientJS)
-	mux.Handle("/", http.FileServerFS(pages)) // index.html, plain.html
+	mux.Handle("/", http.FileServerFS(pages)) // the pages
 
 	listener, err := net.Listen("tcp", addr)
 	if err != nil {
