@@ -84,7 +84,7 @@ test-tools: ## install what the tests need (as root on Debian), or say what is m
 .PHONY: download
 download: ## fetch what the modules and the linter are built from
 	@$(call each,go mod download)
-	if command -v npm >/dev/null; then cd js && npm ci --silent; fi
+	if command -v npm >/dev/null; then for dir in js browsertest/testdata/frameworks; do (cd $$dir && npm ci --silent) || exit 1; done; fi
 	$(GOLANGCI_LINT) version
 
 .PHONY: js

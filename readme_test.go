@@ -102,7 +102,7 @@ func TestReadmeCode(t *testing.T) {
 	check(t, os.WriteFile(filepath.Join(dir, "go.sum"), sum, 0o600))
 
 	programs, whole := 0, 0
-	for _, file := range append(slices.Clone(readmes), "docs/redis.md", "docs/migrating.md") {
+	for _, file := range append(slices.Clone(readmes), "docs/redis.md", "docs/migrating.md", "docs/browser.md") {
 		for _, b := range codeBlocks(t, file) {
 			if b.lang != "go" {
 				continue

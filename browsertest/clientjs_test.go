@@ -361,14 +361,8 @@ func TestClientJSServerRestarts(t *testing.T) {
 			}
 		}
 		tab := openTab(t, base)
-		script := readPage(t, "client.js")
-		runJS(tab, fmt.Sprintf(`{
-			const script = document.createElement("script");
-			script.type = "module";
-			script.textContent = %s;
-			document.head.append(script);
-		}`, inJS(script)))
-		tab.waitFor(`window.follow`)
+		runModule(tab, readPage(t, "client.js"))
+		tab.waitFor(`window.unfollow`) // its page has elements with IDs like the others
 		start(tab, options, "news")
 		tab.waitFor(live("news"))
 		push("before")
