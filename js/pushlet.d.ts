@@ -18,7 +18,7 @@ export interface Gap {
   readonly topic: string;
   /**
    * "trimmed", "expired", "restarted", "rolled_back" or "unknown_cursor", as the server says, or
-   * "not_resumable": this client had to come back, but not to where it was.
+   * "not_resumable": the connection that was shared has died, with all it knew.
    */
   readonly reason: string;
 }
@@ -55,7 +55,7 @@ export interface Options {
    * and options share one connection, in a SharedWorker. Where the browser has none, or the page is not
    * served over HTTPS or from localhost, each tab has its own. It needs addresses that are strings.
    */
-  share?: string;
+  share?: string | URL;
   /**
    * How long to wait, in milliseconds, before another attempt: at random between the first and
    * three times that, doubled with each attempt that fails, up to the second. Default [1000, 30000].

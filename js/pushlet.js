@@ -20,11 +20,10 @@ export class Pushlet {
     this.#backend = sharable(setUp) ? new Shared(setUp, tell) : new Connection(setUp, tell);
     const listening = { signal: this.#stopListening.signal };
     globalThis.addEventListener?.("online", () => this.wake(), listening);
-    globalThis.document?.addEventListener(
-      "visibilitychange",
-      () => this.#backend?.setVisible(document.visibilityState == "visible"),
-      listening,
-    );
+    const page = globalThis.document;
+    const look = () => this.#backend?.setVisible(page.visibilityState != "hidden");
+    page?.addEventListener("visibilitychange", look, listening);
+    if (page) look();
   }
 
   subscribe(topic, onMessage, { onLive, onGap, onError } = {}) {
@@ -71,12 +70,11 @@ export class Pushlet {
     const handlers = t ? [...t.handlers] : [];
     if (kind == "live" && t) t.live = true;
     if (kind == "error") {
-      // The broadcasts come all the same, they only cannot be resumed.
-      if (value.topic != all) this.#topics.delete(value.topic);
+      this.#topics.delete(value.topic);
       if (!t) call(onError ?? console.warn, value);
     }
     for (const h of handlers) {
-      if (!t.handlers.has(h)) continue; // gone since, by the hand of another
+      if (!this.#backend || !t.handlers.has(h)) continue; // ended since, by another
       if (kind == "message") call(h.onMessage, value);
       if (kind == "live") call(h.onLive);
       if (kind == "gap") call(h.onGap ?? onGap ?? console.warn, value);
@@ -118,8 +116,7 @@ class Connection {
   #attempt = 0; // how many have failed in a row
   #transport = 0; // which one is next
   #byCommand = false; // resume by commands: the server may not have liked the URL
-  #allRefused = false; // the server does not let us resume the broadcast log
-  #been = false; // there was a connection before
+  #allRefused = false; // the server does not let us follow the broadcast log by name
 
   constructor(options, tell) {
     this.#options = options;
@@ -128,6 +125,7 @@ class Connection {
   }
 
   follow(topic) {
+    if (topic == all) this.#allRefused = false; // it may have changed its mind
     const t = this.#know(topic);
     t.wanted = true;
     if (t.since && this.#link?.open) queueMicrotask(() => this.#makeLive(topic, t));
@@ -158,13 +156,14 @@ class Connection {
   setVisible(visible) {
     clearTimeout(this.#pause);
     if (visible) {
-      if (this.#paused) this.#renew(0);
+      const resume = this.#paused && this.#topics.size;
+      this.#paused = false;
+      if (resume) this.#connect();
       else this.wake();
     } else if (this.#options.pauseHidden) {
       this.#pause = setTimeout(() => {
-        if (!this.#topics.size) return;
-        this.#rest("paused");
         this.#paused = true;
+        if (this.#topics.size) this.#rest("paused");
       }, this.#options.pauseHidden);
     }
   }
@@ -185,6 +184,11 @@ class Connection {
     return this.#topics.get(topic);
   }
 
+  // The broadcasts come with every topic, so where they are has to be known, too.
+  #knowAll() {
+    if (!this.#allRefused) this.#know(all);
+  }
+
   #restIfIdle() {
     if ([...this.#topics.values()].some((t) => t.wanted)) return false;
     this.#topics.clear();
@@ -197,7 +201,6 @@ class Connection {
     this.#drop();
     clearTimeout(this.#retry);
     this.#retry = undefined;
-    this.#paused = false;
     this.#tell("status", status);
   }
 
@@ -210,9 +213,12 @@ class Connection {
 
   // Connects soon, if there is no connection yet that can be told of new topics; several are
   // gathered.
-  #renew(wait = 10) {
-    if (this.#retry || this.#link?.opening || (this.#paused && wait)) return;
-    this.#paused = false;
+  #renew() {
+    if (!this.#retry && !this.#link?.opening && !this.#paused) this.#schedule(10);
+  }
+
+  #schedule(wait) {
+    clearTimeout(this.#retry);
     this.#retry = setTimeout(() => this.#connect(), wait);
   }
 
@@ -241,9 +247,8 @@ class Connection {
   #openWebSocket(link, url) {
     const WS = this.#options.WebSocket ?? WebSocket;
     url.protocol = url.protocol.replace("http", "ws");
-    // Who has a user follows these two from the start, so that no command can resume them.
-    const byURLOnly = (name) => name == user || (name == all && this.#topics.has(user));
-    const asked = this.#ask(url, (name, t, size) => t.since && (byURLOnly(name) || (!this.#byCommand && size < 4000)));
+    // Who has a user is followed from the start; no command could resume that.
+    const asked = this.#ask(url, (name, t, size) => t.since && (name == user || (!this.#byCommand && size < 4000)));
     const ws = new WS(url.href, "pushlet.text");
     link.opening = false; // what is followed from now on is sent when it opens
     link.send = (command) => ws.readyState == 1 && ws.send(JSON.stringify(command));
@@ -254,7 +259,9 @@ class Connection {
       const size = fresh.length > 100 ? 50 : 1;
       for (const topic of names) {
         const since = this.#topics.get(topic)?.since;
-        if (since) link.send({ action: "subscribe", topic, since });
+        if (!since) continue;
+        link.send({ action: "subscribe", topic, since });
+        if (topic == all) link.early = true;
       }
       for (let i = 0; i < fresh.length; i += size) link.send({ action: "subscribe", topics: fresh.slice(i, i + size) });
     };
@@ -273,8 +280,8 @@ class Connection {
       // Some may have been given up meanwhile, and perhaps wanted anew.
       const stands = (name) => asked.has(name) && asked.get(name) == this.#topics.get(name);
       for (const name of asked.keys()) if (!stands(name)) link.unsubscribe(name);
-      this.#know(all); // to learn where it is
-      const rest = [...this.#topics.keys()].filter((name) => !stands(name) && (name != all || !this.#allRefused));
+      this.#knowAll();
+      const rest = [...this.#topics.keys()].filter((name) => !stands(name));
       link.subscribe(rest.sort((a, b) => (b == all) - (a == all)));
     };
     ws.onmessage = (e) => this.#receive(link, e.data);
@@ -283,7 +290,7 @@ class Connection {
 
   #openEventSource(link, url) {
     const ES = this.#options.EventSource ?? EventSource;
-    this.#know(all);
+    this.#knowAll();
     this.#ask(url, () => true);
     url.searchParams.set("format", "json");
     const es = new ES(url.href, { withCredentials: !!this.#options.withCredentials });
@@ -306,7 +313,7 @@ class Connection {
     const asked = new Map();
     let size = 0;
     for (const [name, t] of this.#topics) {
-      if ((name == all && this.#allRefused) || !wanted(name, t, size)) continue;
+      if (!wanted(name, t, size)) continue;
       url.searchParams.append("topic", name);
       url.searchParams.append("since", t.since ?? "");
       size += name.length + 60;
@@ -318,8 +325,6 @@ class Connection {
   #opened(link) {
     link.open = true;
     this.#tell("status", "open");
-    if (this.#been && this.#allRefused) this.#tell("gap", notResumable(all));
-    this.#been = true;
   }
 
   #receive(link, text) {
@@ -339,12 +344,16 @@ class Connection {
     if (m.event == "pushlet.error") return this.#refused(link, m);
     if (!m.topic || link.leaving.get(m.topic) > 0) return;
     const t = m.topic == user ? this.#know(user) : this.#topics.get(m.topic);
+    const subscribed = m.event == "pushlet.subscribed";
+    if (m.topic == all) {
+      if (link.early && !subscribed) return; // comes again, from where we asked for it
+      link.early = false;
+    }
     if (!t) return;
     link.fruitful = true;
     this.#attempt = 0;
     if (m.id) t.since = m.id;
-    if (m.event == "pushlet.subscribed") {
-      if (m.topic == all) this.#allRefused = false;
+    if (subscribed) {
       this.#makeLive(m.topic, t);
     } else if (m.event == "pushlet.gap") {
       this.#tell("gap", { topic: m.topic, reason: m.data });
@@ -363,14 +372,10 @@ class Connection {
     if (topic && data.startsWith("pushlet: unavailable")) return this.#lost(link); // later, perhaps
     const t = this.#topics.get(topic);
     if (topic && (!t || link.leaving.get(topic) > 0)) return; // it may be wanted anew
+    this.#topics.delete(topic);
     if (topic == all) {
-      const resumed = t.since;
       this.#allRefused = true;
-      delete t.since;
-      if (resumed) this.#tell("gap", notResumable(all));
       if (!t.wanted) return;
-    } else {
-      this.#topics.delete(topic);
     }
     this.#tell("error", { topic, message: data });
     this.#restIfIdle();
@@ -404,12 +409,11 @@ class Connection {
     let wait = Math.min(first * 2 ** Math.max(0, this.#attempt - 1), longest / 3);
     wait *= 1 + 2 * Math.random();
     if (globalThis.navigator?.onLine === false) wait = longest;
+    this.#schedule(wait);
     this.#tell("status", "waiting", wait);
-    this.#retry = setTimeout(() => this.#connect(), wait);
   }
 }
 
-const notResumable = (topic) => ({ topic, reason: "not_resumable" });
 
 // ----- one connection for all tabs
 
@@ -432,7 +436,8 @@ class Shared {
   #url;
   #name;
   #tell;
-  #topics = new Set();
+  #topics = new Map(); // name → {turn, live}: which subscription that is, and whether it was confirmed
+  #turn = 0;
   #port;
   #leave = new AbortController(); // of the lock that says that this tab is there
   #worker = new AbortController(); // of the wait for the worker's
@@ -447,12 +452,15 @@ class Shared {
   }
 
   #open() {
-    const { port } = new SharedWorker(this.#url, { type: "module", name: this.#name });
+    const worker = new SharedWorker(this.#url, { type: "module", name: this.#name });
+    worker.onerror = () => this.#tell("error", { message: `pushlet: ${this.#url} cannot be run as a worker` });
+    const { port } = worker;
     this.#port = port;
     port.onmessage = ({ data: [kind, value, more] }) => {
       if (port != this.#port) return;
       if (kind == "hello") this.#watch();
-      else this.#tell(kind, value, more);
+      else if (kind == "status" || !value.topic) this.#tell(kind, value, more);
+      else this.#hear(kind, value, more);
     };
     const id = workerPrefix + crypto.randomUUID();
     const left = new Promise((resolve) => this.#leave.signal.addEventListener("abort", resolve));
@@ -460,22 +468,31 @@ class Shared {
       if (port == this.#port) port.postMessage(["hello", id]);
       return left;
     });
-    for (const topic of this.#topics) this.follow(topic);
+    for (const [topic, { turn }] of this.#topics) port.postMessage(["follow", topic, turn]);
+  }
+
+  #hear(kind, value, turn) {
+    const t = this.#topics.get(value.topic);
+    if (t?.turn != turn) return; // of a subscription that has ended
+    if (kind == "error") this.#topics.delete(value.topic);
+    if (kind == "live") {
+      if (t.live) [kind, value] = ["gap", { topic: value.topic, reason: "not_resumable" }]; // by another worker
+      t.live = true;
+    }
+    this.#tell(kind, value);
   }
 
   // The lock is ours when the worker has died.
   #watch() {
     navigator.locks
       .request(this.#name, { mode: "shared", signal: this.#worker.signal }, () => {})
-      .then(() => {
-        this.#open();
-        for (const topic of this.#topics) this.#tell("gap", notResumable(topic));
-      }, () => {}); // closed
+      .then(() => this.#open(), () => {}); // closed
   }
 
   follow(topic) {
-    this.#topics.add(topic);
-    this.#port.postMessage(["follow", topic]);
+    const turn = ++this.#turn;
+    this.#topics.set(topic, { turn });
+    this.#port.postMessage(["follow", topic, turn]);
   }
 
   unfollow(topic) {
@@ -524,8 +541,8 @@ function serveTabs(options) {
       topics.get(topic)?.();
       topics.delete(topic);
     };
-    const follow = (topic) => {
-      const tell = (kind) => (value) => port.postMessage([kind, value ?? { topic }]);
+    const follow = (topic, turn) => {
+      const tell = (kind) => (value) => port.postMessage([kind, value ?? { topic }, turn]);
       const options = { onLive: tell("live"), onGap: tell("gap"), onError: tell("error") };
       topics.set(topic, push.subscribe(topic, tell("message"), options));
     };
@@ -533,9 +550,9 @@ function serveTabs(options) {
       ports.delete(port);
       [...topics.keys()].forEach(unfollow);
     };
-    port.onmessage = ({ data: [verb, value] }) => {
+    port.onmessage = ({ data: [verb, value, turn] }) => {
       if (verb == "hello") navigator.locks.request(value, leave); // ours when the tab has gone
-      else if (verb == "follow") follow(value);
+      else if (verb == "follow") follow(value, turn);
       else if (verb == "unfollow") unfollow(value);
       else push.wake();
     };
