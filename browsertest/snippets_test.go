@@ -24,7 +24,7 @@ import (
 // The snippets of docs/browser.md and the READMEs, run as they stand there.
 
 // snippets returns the fenced blocks of a document by heading, language and, if the first line is
-// a comment with one, the name of the file: "React, jsx, News.jsx".
+// a comment with one, the name of the file: "React, jsx, News.jsx". A second one of a name is "… 2".
 func snippets(t *testing.T, document string) map[string]string {
 	t.Helper()
 	text, err := os.ReadFile(document)
@@ -40,8 +40,8 @@ func snippets(t *testing.T, document string) map[string]string {
 			if filepath.Ext(first) != "" && !strings.Contains(first, " ") {
 				name += ", " + first
 			}
-			if blocks[name] != "" {
-				t.Fatalf("%s has two blocks %q", document, name)
+			for n := 2; blocks[name] != ""; n++ {
+				name = fmt.Sprintf("%s %d", name, n)
 			}
 			blocks[name] = block
 			inBlock = false
@@ -300,6 +300,53 @@ func TestBrowserDocument(t *testing.T) {
 			t.Errorf("it prints %q", lines.Text())
 		}
 	})
+}
+
+// TestReadmePages runs what README.md has for pages. (Its twin has the same code; TestReadmeTwins.)
+func TestReadmePages(t *testing.T) {
+	t.Parallel()
+	blocks := snippets(t, "../README.md")
+	for _, heading := range []string{"First example", "pushlet.js"} {
+		t.Run(heading, func(t *testing.T) {
+			t.Parallel()
+			s := serveNews(t, "")
+			s.mux.HandleFunc("/page", servePage(blocks[heading+", html"]))
+			tab := openTab(t, s.URL+"/page")
+			clientsOf(t, s.p, "news", 1)
+			must(t, s.p.Publish("news", "message", "hello <b>"))
+			tab.waitFor(textIs("#messages", "hello <b>"))
+		})
+	}
+	const yours = `
+		const shown = window.shown = [];
+		const show = text => shown.push(text), load = (...args) => shown.push("loaded");
+	`
+	for name, c := range map[string]struct{ before, topic string }{
+		"pushlet.js, js":    {`import { Pushlet } from "/pushlet.js"; const push = new Pushlet();`, "sports"},
+		"EventSource, js":   {"", "news"},
+		"EventSource, js 2": {"", "news"},
+		"WebSocket, js":     {"", "weather"},
+		"WebSocket, js 2":   {"", "news"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			if blocks[name] == "" {
+				t.Fatal("there is no such block")
+			}
+			s := serveNews(t, "")
+			tab := openTab(t, s.URL)
+			runModule(tab, c.before+yours+strings.ReplaceAll(blocks[name], "localhost:8080", s.Listener.Addr().String()))
+			clientsOf(t, s.p, c.topic, 1)
+			must(t, s.p.Publish(c.topic, "message", "hello"))
+			tab.waitFor(`shown.at(-1)?.endsWith("hello")`)
+			got := eval[[]string](tab, `shown`)
+			loads := count(got, "loaded")
+			if loads != len(got)-1 || (loads > 0) != strings.Contains(blocks[name], "load(") {
+				t.Errorf("it shows %q", got)
+			}
+			noComplaints(tab)
+		})
+	}
 }
 
 // testApp runs one of the applications that show the news, in React or Vue.
