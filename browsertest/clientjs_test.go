@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -577,7 +578,10 @@ func TestClientJSHidden(t *testing.T) {
 // TestClientJSOfAnotherOrigin imports the module from, and connects to, another origin.
 func TestClientJSOfAnotherOrigin(t *testing.T) {
 	t.Parallel()
-	page := httptest.NewServer(servePage(blankPage))
+	page := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		http.SetCookie(w, &http.Cookie{Name: "clientjs", Value: "ann"}) // for the host, whatever the port
+		io.WriteString(w, blankPage)
+	}))
 	t.Cleanup(page.Close)
 	importFrom := func(tab *tab, server *httptest.Server) {
 		t.Helper()
@@ -595,20 +599,15 @@ func TestClientJSOfAnotherOrigin(t *testing.T) {
 	})
 	overEach(t, func(t *testing.T, options string) {
 		p := startPushlet(t, pushlet.WithAllowedOrigins(page.URL), pushlet.WithIdentity(func(r *http.Request) (string, error) {
-			cookie, err := r.Cookie("user")
+			cookie, err := r.Cookie("clientjs")
 			if err != nil {
 				return "", nil
 			}
 			return cookie.Value, nil
 		}))
-		mux := clientRoutes(t, p)
-		mux.HandleFunc("/login", func(w http.ResponseWriter, _ *http.Request) {
-			http.SetCookie(w, &http.Cookie{Name: "user", Value: "ann", Path: "/"})
-		})
-		server := serve(t, p, mux)
+		server := serve(t, p, clientRoutes(t, p))
 		proxy := startProxy(t, server.Listener.Addr().String())
-		tab := openTab(t, server.URL+"/login") // the cookie is for the host, whatever the port
-		tab.do(chromedp.Navigate(page.URL))
+		tab := openTab(t, page.URL)
 		importFrom(tab, server)
 		runJS(tab, fmt.Sprintf(`
 			window.got = [];
