@@ -2,7 +2,6 @@ package browsertest
 
 import (
 	"bufio"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -114,7 +113,7 @@ console.error = console.warn = (...args) => complaints.push(args.join(" "));
 		s.loads.Add(1)
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		json.NewEncoder(w).Encode(s.news)
+		io.WriteString(w, inJS(s.news))
 	})
 	s.Server = serve(t, p, s.mux)
 	return s
