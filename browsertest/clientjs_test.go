@@ -8,7 +8,9 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -254,6 +256,51 @@ func TestClientJSFollows(t *testing.T) {
 		clientsOf(t, p, "*", 0)
 		if got := eval[[]string](tab, `failures`); len(got) > 0 {
 			t.Errorf("failures: %q", got)
+		}
+	})
+}
+
+// TestClientJSBackAndForth gives a topic up and wants it again at once, while its messages are on their way. What
+// comes then may not have a hole: it does not begin with what was still meant for the subscription before.
+func TestClientJSBackAndForth(t *testing.T) {
+	t.Parallel()
+	overEach(t, func(t *testing.T, options string) {
+		p := startPushlet(t, longHistory)
+		server := serve(t, p, clientRoutes(t, p))
+		tab := openClient(t, server.URL, options, "news", "other")
+		tab.waitFor(live("news", "other"))
+		next := 0
+		for range 40 {
+			var publisher sync.WaitGroup
+			publisher.Go(func() {
+				for range 100 {
+					if err := p.Publish("news", "message", fmt.Sprint(next)); err != nil {
+						t.Error(err)
+					}
+					next++
+				}
+			})
+			runJS(tab, `unfollow("news"); seen.news.push("<again>"); follow("news")`)
+			tab.waitFor(`seen.news.slice(seen.news.lastIndexOf("<again>")).includes("<live>")`)
+			publisher.Wait()
+		}
+		must(t, p.Publish("news", "message", "the end"))
+		waitForLast(tab, "news", "the end")
+		last, messages := -1, 0
+		for _, told := range eval[[]string](tab, `seen.news`) {
+			number, err := strconv.Atoi(told)
+			switch {
+			case err == nil && last >= 0 && number != last+1:
+				t.Fatalf("%d came after %d", number, last)
+			case err == nil:
+				last = number
+				messages++
+			case told == "<again>":
+				last = -1
+			}
+		}
+		if messages == 0 {
+			t.Error("no message came in between")
 		}
 	})
 }
