@@ -490,7 +490,7 @@ test("addresses may be asked for, each time", async (t) => {
 
 test("given up while it connects", async (t) => {
   const { clock, server, push, run, follow } = start(t, one("webSocket"));
-  const [a, b] = [follow("a"), follow("b")];
+  const [a, b, c] = [follow("a"), follow("b"), follow("c")];
   await run();
   for (const peer of [...server.peers]) peer.cut();
   while (push.status == "waiting") await clock.advance(1); // it takes 5 ms to connect
@@ -506,7 +506,9 @@ test("given up while it connects", async (t) => {
   assert.deepEqual(a, ["live"]);
   assert.deepEqual(again, ["live", 1]);
   const [peer] = server.peers;
-  assert.deepEqual([...peer.topics].sort(), ["*", "b"]);
+  assert.deepEqual([...peer.topics].sort(), ["*", "b", "c"]);
+  assert.deepEqual(c, ["live"]);
+  assert.equal(server.attempts.length, 2);
 });
 
 test("a callback that throws is in nobody's way", async (t) => {
