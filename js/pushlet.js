@@ -415,10 +415,12 @@ class Connection {
 // ----- one connection for all tabs
 
 // In the SharedWorker runs this same module. What the worker is to connect to is its name, so
-// that tabs with other options have another. Who has gone is told by the lock that it held: a tab
+// that tabs with other options have another worker. Who has gone is told by the lock that it held: a tab
 // one of its own, the worker its name.
 
-const workerPrefix = "pushlet ";
+// A worker lives as long as any tab does, so tabs of several versions may meet in one: the number
+// is to be raised whenever what they say to each other changes.
+const workerPrefix = "pushlet 1 ";
 
 function sharable({ share, webSocket, eventSource }) {
   if (!share) return false;

@@ -207,6 +207,8 @@ for (const kind of kinds) {
     server.publish("a");
     await run(20_000);
     assert.deepEqual(seen.errors, [], "nobody asked for them");
+    const asked = server.commands.flatMap((c) => c.topics ?? c.topic).concat(server.attempts.flatMap((x) => x.url.searchParams.getAll("topic")));
+    assert.equal(asked.filter((topic) => topic == "*").length, 1, "not again and again");
     const all = follow("*");
     await run();
     server.publish("*");
@@ -259,6 +261,13 @@ for (const kind of kinds) {
     assert.equal(mine.length, 7, "each once");
     assert.deepEqual(all, mine);
     assert.deepEqual(a, ["live"]);
+    mine.stop();
+    await run();
+    const again = follow("@user");
+    await run();
+    server.publish("@user");
+    await run();
+    assert.deepEqual(again, ["live", 6]);
   });
 
   test(`${kind}: unsubscribed is unsubscribed, and wanted anew is new`, async (t) => {

@@ -218,6 +218,8 @@ export function network(server) {
       for (const t of topics) {
         if (action == "subscribe") {
           this.subscribe(t, since);
+        } else if (t == "@user") {
+          this.send(frame(t, "pushlet.error", "it cannot be unsubscribed from"));
         } else {
           this.topics.delete(t);
           this.send(frame(t, "pushlet.unsubscribed", ""));
