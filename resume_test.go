@@ -615,9 +615,12 @@ func TestJoinWhileMessagesFlow(t *testing.T) {
 	const messages, clients = 2000, 20
 	s := newSite(t)
 	var next atomic.Int64
-	var joined sync.WaitGroup
+	var connected, joined sync.WaitGroup
 	for range clients {
+		connected.Add(1)
 		joined.Go(func() {
+			arrived := sync.OnceFunc(connected.Done)
+			defer arrived()
 			before := next.Load() // published before we ask for the stream
 			st, err := s.tryFollow(t, "topic=a")
 			if err != nil {
@@ -629,6 +632,7 @@ func TestJoinWhileMessagesFlow(t *testing.T) {
 				t.Errorf("first event %v, %v", e, err)
 				return
 			}
+			arrived()
 			last := int64(0)
 			for last < messages {
 				e, err := st.read()
@@ -650,9 +654,11 @@ func TestJoinWhileMessagesFlow(t *testing.T) {
 		}
 	}
 	for next.Load() < messages {
+		if next.Load() == messages-1 {
+			soon(t, "all have joined", connected.Wait) // who comes after the last message gets none
+		}
 		check(t, s.p.Publish("a", "message", fmt.Sprint(next.Load()+1)))
 		next.Add(1)
 	}
-	eventually(t, "all have joined", func() bool { return s.p.Stats().Connected == clients })
 	soon(t, "all have everything", joined.Wait)
 }

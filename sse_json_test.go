@@ -24,8 +24,8 @@ type jsonStream struct{ *stream }
 func (s *site) followJSON(t testing.TB, query string) jsonStream {
 	t.Helper()
 	st := jsonStream{s.follow(t, "format=json&"+query)}
-	if e := st.next(); e.name != "pushlet.heartbeat" || e.data != "30000" || e.id != "" {
-		t.Fatalf("first event %v, want the heartbeat interval", e)
+	if e := st.stream.expect("pushlet.heartbeat", "30000"); e.id != "" {
+		t.Fatalf("%v has the id %q", e, e.id)
 	}
 	return st
 }

@@ -140,6 +140,30 @@ func TestUndelivered(t *testing.T) {
 				verify(t, s.p, &b, why, "sse", published, received, i < 2)
 			})
 		}
+		t.Run(fmt.Sprintf("JSON of %d", len(topics)), func(t *testing.T) {
+			t.Parallel()
+			var b lostBook
+			s := newSite(t, withSmallBuffers(), withOptions(options(&b, timeout)...))
+			conn := s.dialBuffer(t, 4<<10)
+			request(t, conn, "format=json&"+query, "HTTP/1.1")
+			st := jsonStream{receive(t, conn)}
+			for _, topic := range topics {
+				st.expect(topic, "pushlet.subscribed", "")
+			}
+			published := publishMix(t, s.p, n, topics...)
+			end(s.p)
+			b.wait(t, s.p)
+			var received []string
+			for {
+				e, err := st.read()
+				if err != nil {
+					break
+				}
+				m := wsDecode(t, []byte(e.data))
+				received = append(received, m.Topic+" "+m.Event+" "+m.Data)
+			}
+			verify(t, s.p, &b, why, "sse", published, received, true)
+		})
 		for _, header := range [][]string{nil, {"Sec-WebSocket-Protocol", "pushlet.text"}, {"Sec-WebSocket-Extensions", "permessage-deflate; server_no_context_takeover; client_no_context_takeover"}} {
 			t.Run(fmt.Sprintf("WebSocket of %d %s", len(topics), strings.Join(header, " ")), func(t *testing.T) {
 				t.Parallel()

@@ -54,6 +54,7 @@ export interface Options {
    * The URL of this module, as the page's own origin serves it: all tabs that use the same URL
    * and options share one connection, in a SharedWorker. Where the browser has none, or the page is not
    * served over HTTPS or from localhost, each tab has its own. It needs addresses that are strings.
+   * Where the page requires trusted types, a TrustedScriptURL.
    */
   share?: string | URL;
   /**

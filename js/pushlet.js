@@ -125,7 +125,6 @@ class Connection {
   }
 
   follow(topic) {
-    if (topic == all) this.#allRefused = false; // it may have changed its mind
     const t = this.#know(topic);
     t.wanted = true;
     if (t.since && this.#link?.open) queueMicrotask(() => this.#makeLive(topic, t));
@@ -255,13 +254,12 @@ class Connection {
     link.subscribe = (names) => {
       // Few commands for many topics, because the server limits their rate; one for each of
       // few, because it limits how many are in one.
+      if (names.includes(all)) link.early = true;
       const fresh = names.filter((n) => !this.#topics.get(n)?.since);
       const size = fresh.length > 100 ? 50 : 1;
       for (const topic of names) {
         const since = this.#topics.get(topic)?.since;
-        if (!since) continue;
-        link.send({ action: "subscribe", topic, since });
-        if (topic == all) link.early = true;
+        if (since) link.send({ action: "subscribe", topic, since });
       }
       for (let i = 0; i < fresh.length; i += size) link.send({ action: "subscribe", topics: fresh.slice(i, i + size) });
     };
@@ -281,8 +279,7 @@ class Connection {
       const stands = (name) => asked.has(name) && asked.get(name) == this.#topics.get(name);
       for (const name of asked.keys()) if (!stands(name)) link.unsubscribe(name);
       this.#knowAll();
-      const rest = [...this.#topics.keys()].filter((name) => !stands(name));
-      link.subscribe(rest.sort((a, b) => (b == all) - (a == all)));
+      link.subscribe([...this.#topics.keys()].filter((name) => !stands(name)));
     };
     ws.onmessage = (e) => this.#receive(link, e.data);
     ws.onclose = ws.onerror = () => this.#lost(link);
@@ -291,7 +288,7 @@ class Connection {
   #openEventSource(link, url) {
     const ES = this.#options.EventSource ?? EventSource;
     this.#knowAll();
-    this.#ask(url, () => true);
+    link.asked = this.#ask(url, () => true);
     url.searchParams.set("format", "json");
     const es = new ES(url.href, { withCredentials: !!this.#options.withCredentials });
     link.opening = false;
@@ -346,10 +343,10 @@ class Connection {
     const t = m.topic == user ? this.#know(user) : this.#topics.get(m.topic);
     const subscribed = m.event == "pushlet.subscribed";
     if (m.topic == all) {
-      if (link.early && !subscribed) return; // comes again, from where we asked for it
+      if (link.early && !subscribed) return; // it comes with any topic, and again from where we asked
       link.early = false;
     }
-    if (!t) return;
+    if (!t || (link.asked && m.topic != user && link.asked.get(m.topic) != t)) return; // wanted no more, or anew
     link.fruitful = true;
     this.#attempt = 0;
     if (m.id) t.since = m.id;
@@ -418,10 +415,12 @@ class Connection {
 // ----- one connection for all tabs
 
 // In the SharedWorker runs this same module. What the worker is to connect to is its name, so
-// that tabs with other options have another. Who has gone is told by the lock that it held: a tab
+// that tabs with other options have another worker. Who has gone is told by the lock that it held: a tab
 // one of its own, the worker its name.
 
-const workerPrefix = "pushlet ";
+// A worker lives as long as any tab does, so tabs of several versions may meet in one: the number
+// is to be raised whenever what they say to each other changes.
+const workerPrefix = "pushlet 1 ";
 
 function sharable({ share, webSocket, eventSource }) {
   if (!share) return false;

@@ -34,6 +34,7 @@ class Follower {
     this.stop = push.subscribe(topic, guarded((m) => {
       const n = Number(m.data);
       if (m.topic != topic) fail(`a message of ${m.topic}`);
+      if (!this.live) fail(`message ${n} before it was live`);
       if (this.next >= 0 && n != this.next) fail(`message ${n}, want ${this.next}`);
       if (n < this.least) fail(`message ${n} again`);
       if (this.next < 0 && n > this.owed) fail(`message ${n}, and not ${this.owed}`);
@@ -113,6 +114,9 @@ async function runOnce(seed) {
       1: () => dice.of([
         () => clock.advance(dice.below(20_000)),
         () => server.beat(),
+        () => {
+          server.unavailable = !server.unavailable;
+        },
         () => world.push.wake(),
         () => {
           for (const peer of server.peers) peer.stalled = true;
@@ -138,6 +142,7 @@ async function runOnce(seed) {
 
     // All is well again.
     server.down = {};
+    server.unavailable = false;
     for (const peer of [...server.peers]) if (peer.stalled) peer.cut();
     page.visibilityState = "visible";
     page.dispatchEvent(new Event("visibilitychange"));

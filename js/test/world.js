@@ -81,6 +81,7 @@ export class Server {
   maxTopics = Infinity;
   user = ""; // of every client
   heartbeat = 30_000;
+  unavailable = false; // Redis does not answer
   down = { webSocket: false, eventSource: false };
   attempts = []; // what was asked for: {kind, url}
   commands = []; // what came
@@ -124,6 +125,7 @@ export class Server {
 class Peer {
   topics = new Set();
   queue = []; // underway to the page
+  commands = []; // underway to the server
   stalled = false; // half open: nothing arrives any more, in neither direction
 
   constructor(server, kind, url) {
@@ -142,11 +144,13 @@ class Peer {
   }
 
   deliver(most) {
+    for (let n = 0; n < most && this.commands.length && !this.stalled && this.server.peers.has(this); n++) this.command(this.commands.shift());
     for (let n = 0; n < most && this.queue.length && !this.stalled && this.server.peers.has(this); n++) this.receive(this.queue.shift());
   }
 
   subscribe(topic, since) {
     const { server } = this;
+    if (server.unavailable) return this.send(frame(topic, "pushlet.error", "pushlet: unavailable"));
     if (server.refused.has(topic)) return this.send(frame(topic, "pushlet.error", "not allowed"));
     if (topic == "@user" && !server.user) return this.send(frame(topic, "pushlet.error", "this client has no user"));
     const ordinary = [...this.topics].filter((t) => t != "*" && t != "@user");
@@ -208,6 +212,20 @@ export function network(server) {
       for (const [topic, since] of wishes) this.subscribe(topic, since);
       this.onopen?.();
     }
+    command({ action, topic, topics = [topic], since }) {
+      if (action == "ping") return this.send(frame("", "pushlet.pong", ""));
+      if (topics.length > server.maxTopics) return this.send(frame("", "pushlet.error", `more than ${server.maxTopics} topics`));
+      for (const t of topics) {
+        if (action == "subscribe") {
+          this.subscribe(t, since);
+        } else if (t == "@user") {
+          this.send(frame(t, "pushlet.error", "it cannot be unsubscribed from"));
+        } else {
+          this.topics.delete(t);
+          this.send(frame(t, "pushlet.unsubscribed", ""));
+        }
+      }
+    }
     receive(text) {
       this.onmessage?.({ data: text });
     }
@@ -239,21 +257,12 @@ export function network(server) {
     send(text) {
       const command = JSON.parse(text);
       server.commands.push(command);
-      const { peer } = this;
-      if (peer.stalled) return;
-      const { action, topic, topics = [topic], since } = command;
-      if (action == "ping") peer.send(frame("", "pushlet.pong", ""));
-      for (const t of action == "ping" ? [] : topics) {
-        if (action == "subscribe") {
-          peer.subscribe(t, since);
-        } else {
-          peer.topics.delete(t);
-          peer.send(frame(t, "pushlet.unsubscribed", ""));
-        }
-      }
+      this.peer.commands.push(command);
     }
     close() {
+      const { queue } = this.peer;
       this.peer.close();
+      for (const text of queue) this.onmessage?.({ data: text }); // as some do that are no browser
     }
   }
 
