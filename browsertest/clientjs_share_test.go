@@ -176,6 +176,16 @@ func TestClientJSWorkerDies(t *testing.T) {
 	})
 }
 
+func TestClientJSSharesGaps(t *testing.T) {
+	t.Parallel()
+	overEachShared(t, isToldOfGap)
+}
+
+func TestClientJSSharesRefusals(t *testing.T) {
+	t.Parallel()
+	overEachShared(t, isRefused)
+}
+
 // killWorker ends the SharedWorker of an origin.
 func killWorker(p *tab, origin string) {
 	p.t.Helper()
