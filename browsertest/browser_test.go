@@ -132,7 +132,7 @@ func (p *tab) do(actions ...chromedp.Action[chromedp.Void]) {
 func (p *tab) waitFor(expression string) {
 	p.t.Helper()
 	if _, err := run(p, chromedp.Poll[chromedp.Void](expression, chromedp.WithPollingInterval(10*time.Millisecond))); err != nil {
-		text, _ := run(p, chromedp.Evaluate[string](`document.body.innerText`))
+		text, _ := run(p, chromedp.Evaluate[string](`document.body.innerText + JSON.stringify(window.seen ?? "").slice(-2000)`))
 		p.t.Fatalf("waiting for %s: %v\nthe page shows:\n%s", expression, err, text)
 	}
 }

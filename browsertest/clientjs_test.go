@@ -35,7 +35,7 @@ func clientRoutes(t *testing.T, p *pushlet.Pushlet) *http.ServeMux {
 	script := readPage(t, "client.js")
 	mux.HandleFunc("/client.js", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/javascript")
-		w.Write([]byte(script))
+		io.WriteString(w, script)
 	})
 	return mux
 }
@@ -123,12 +123,10 @@ func eventually(t *testing.T, what string, condition func() bool) {
 // clientsOf waits until so many connections follow a topic; "*" is all. It needs WithPresence.
 func clientsOf(t *testing.T, p *pushlet.Pushlet, topic string, want int) {
 	t.Helper()
-	got := 0
-	eventually(t, fmt.Sprintf("%s has %d connections", topic, want), func() bool {
+	eventually(t, fmt.Sprintf("%d connections follow %s", want, topic), func() bool {
 		who, err := p.Presence(t.Context(), topic)
 		must(t, err)
-		got = who.Clients
-		return got == want
+		return who.Clients == want
 	})
 }
 

@@ -189,8 +189,7 @@ func TestBrowserDocument(t *testing.T) {
 		t.Parallel()
 		s := serveNews(t, d.take(t, "One connection for all tabs, js"))
 		tabs := []*tab{openTab(t, s.URL), openTab(t, s.URL)}
-		follows := func() bool { who, _ := s.p.Presence(t.Context(), "news"); return who.Clients == 1 }
-		eventually(t, "they follow", follows)
+		clientsOf(t, s.p, "news", 1)
 		for _, tab := range tabs { // who comes second may not follow yet
 			eventually(t, "a message comes", func() bool {
 				must(t, s.p.Publish("news", "message", "hello "))
