@@ -186,6 +186,11 @@ func TestClientJSSharesRefusals(t *testing.T) {
 	overEachShared(t, isRefused)
 }
 
+func TestClientJSSharesAndComesBack(t *testing.T) {
+	t.Parallel()
+	overEachShared(t, comesBack)
+}
+
 // killWorker ends the SharedWorker of an origin.
 func killWorker(p *tab, origin string) {
 	p.t.Helper()

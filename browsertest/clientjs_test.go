@@ -35,6 +35,7 @@ func clientRoutes(t *testing.T, p *pushlet.Pushlet) *http.ServeMux {
 	script := readPage(t, "client.js")
 	mux.HandleFunc("/client.js", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/javascript")
+		w.Header().Set("Cache-Control", "no-store")
 		io.WriteString(w, script)
 	})
 	return mux
@@ -707,52 +708,55 @@ func TestClientJSPolicy(t *testing.T) {
 	}
 }
 
-// TestClientJSComesBack leaves the page for another, and goes back to it as the browser has kept it. What
-// the page was told it tells the server, since such a page is out of the reach of DevTools.
 func TestClientJSComesBack(t *testing.T) {
 	t.Parallel()
-	overEach(t, func(t *testing.T, options string) {
-		p := startPushlet(t)
-		told := make(chan string, 100) // more than there is
-		mux := clientRoutes(t, p)
-		mux.HandleFunc("/elsewhere", servePage(blankPage))
-		mux.HandleFunc("/told", func(_ http.ResponseWriter, r *http.Request) { told <- r.FormValue("text") })
-		var loaded atomic.Int32
-		server := serve(t, p, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			if r.URL.Path == "/client.js" && loaded.Add(1) > 1 {
-				told <- "loaded again"
-			}
-			mux.ServeHTTP(w, r)
-		}))
-		tab := openClient(t, server.URL, options, "news")
-		tab.waitFor(live("news"))
-		runJS(tab, `{
-			const tell = text => fetch("/told", {method: "POST", body: new URLSearchParams({text})});
-			push.subscribe("news", m => tell(m.data), {onGap: ({reason}) => tell(reason)});
-			addEventListener("pageshow", () => tell("shown"));
-		}`)
-		tab.do(chromedp.Navigate(server.URL + "/elsewhere"))
-		must(t, p.Publish("news", "message", "missed"))
-		runJS(tab, `history.back()`)
-		next := func() string {
-			t.Helper()
-			select {
-			case text := <-told:
-				if text == "loaded again" {
-					t.Skip("the browser has not kept the page")
-				}
-				return text
-			case <-time.After(patience):
-				t.Fatal("waited in vain for the page")
-				return ""
-			}
+	overEach(t, comesBack)
+}
+
+// comesBack leaves the page for another, and goes back to it as the browser has kept it. What the page was
+// told it tells the server, since such a page is out of the reach of DevTools.
+func comesBack(t *testing.T, options string) {
+	t.Helper()
+	p := startPushlet(t)
+	told := make(chan string, 100) // more than there is
+	mux := clientRoutes(t, p)
+	mux.HandleFunc("/elsewhere", servePage(blankPage))
+	mux.HandleFunc("/told", func(_ http.ResponseWriter, r *http.Request) { told <- r.FormValue("text") })
+	var loaded atomic.Int32
+	server := serve(t, p, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/client.js" && loaded.Add(1) > 1 {
+			told <- "loaded again"
 		}
-		got := []string{next(), next()}
-		must(t, p.Publish("news", "message", "after"))
-		got = append(got, next())
-		slices.Sort(got[:2]) // they are on their way at once
-		if want := []string{"missed", "shown", "after"}; !slices.Equal(got, want) {
-			t.Errorf("the page says %q, want %q", got, want)
+		mux.ServeHTTP(w, r)
+	}))
+	tab := openClient(t, server.URL, options, "news")
+	tab.waitFor(live("news"))
+	runJS(tab, `{
+		const tell = text => fetch("/told", {method: "POST", body: new URLSearchParams({text})});
+		push.subscribe("news", m => tell(m.data), {onGap: ({reason}) => tell(reason)});
+		addEventListener("pageshow", () => tell("shown"));
+	}`)
+	tab.do(chromedp.Navigate(server.URL + "/elsewhere"))
+	must(t, p.Publish("news", "message", "missed"))
+	runJS(tab, `history.back()`)
+	next := func() string {
+		t.Helper()
+		select {
+		case text := <-told:
+			if text == "loaded again" {
+				t.Skip("the browser has not kept the page")
+			}
+			return text
+		case <-time.After(patience):
+			t.Fatal("waited in vain for the page")
+			return ""
 		}
-	})
+	}
+	got := []string{next(), next()}
+	must(t, p.Publish("news", "message", "after"))
+	got = append(got, next())
+	slices.Sort(got[:2]) // they are on their way at once
+	if want := []string{"missed", "shown", "after"}; !slices.Equal(got, want) {
+		t.Errorf("the page says %q, want %q", got, want)
+	}
 }
