@@ -288,7 +288,7 @@ func TestBrowserExample(t *testing.T) {
 	// A server that starts again.
 	server.kill()
 	for _, p := range []*tab{one, two} {
-		p.waitFor(status("waiting") + ` && /^waiting \d+ s$/.test(document.querySelector("#status").textContent)`)
+		p.waitFor(status("waiting") + ` && /^\d+ s$/.test(document.querySelector("#wait").textContent)`)
 	}
 	one.do(click("#publish .primary"))
 	one.waitFor(`document.querySelector("#published[data-ok=false]")?.textContent.includes("cannot be reached")`)
