@@ -21,7 +21,29 @@ type wsCommand struct {
 	Action string   `json:"action"` // subscribe, unsubscribe or ping
 	Topic  *string  `json:"topic"`
 	Topics []string `json:"topics"`
-	Since  *string  `json:"since"` // for subscribe: the ID to resume after
+	Since  wsSince  `json:"since"` // for subscribe
+}
+
+// A wsSince says after which IDs topics are to be resumed: a string is for all of them, an object has
+// one for each that it names, and the others are followed from now on.
+type wsSince struct {
+	all  *string
+	each map[string]*string
+}
+
+// UnmarshalJSON takes a string, an object of strings, or null.
+func (s *wsSince) UnmarshalJSON(b []byte) error {
+	if b[0] == '{' {
+		return json.Unmarshal(b, &s.each)
+	}
+	return json.Unmarshal(b, &s.all)
+}
+
+func (s *wsSince) of(topic string) *string {
+	if s.each != nil {
+		return s.each[topic]
+	}
+	return s.all
 }
 
 // command acts on a message. Whatever is wrong with it is answered with pushlet.error.
@@ -35,14 +57,11 @@ func (m *commander) command(b []byte) {
 	if cmd.Topic != nil {
 		topics = append([]string{*cmd.Topic}, topics...)
 	}
-	act := m.unsubscribe
 	switch cmd.Action {
 	case "ping":
 		m.answer("", eventPong, "")
 		return
-	case "subscribe":
-		act = func(topic string) { m.subscribe(topic, cmd.Since) }
-	case "unsubscribe":
+	case "subscribe", "unsubscribe":
 	default:
 		m.error("", fmt.Sprintf("unknown action %q", cutUTF8(cmd.Action, 64)))
 		return
@@ -56,8 +75,13 @@ func (m *commander) command(b []byte) {
 		return
 	}
 	for _, name := range topics {
-		if topic, ok := m.topic(name); ok {
-			act(topic)
+		topic, ok := m.topic(name)
+		switch {
+		case !ok:
+		case cmd.Action == "subscribe":
+			m.subscribe(topic, cmd.Since.of(name))
+		default:
+			m.unsubscribe(topic)
 		}
 	}
 }

@@ -154,7 +154,7 @@
 // One JSON object a frame: commands in text or binary frames, messages in binary frames,
 // or in text frames if the client asks for the subprotocol pushlet.text.
 //
-//	→ {"action":"subscribe","topic":"a"}      or "topics":["a","b"]; "since":"<id>" resumes
+//	→ {"action":"subscribe","topic":"a"}      or "topics":["a","b"]; "since":"<id>" resumes, or "since":{"a":"<id>"}
 //	→ {"action":"unsubscribe","topic":"a"}    or "topics"
 //	→ {"action":"ping"}
 //	← {"topic":"a","event":"message","data":"hello","timestamp":"2024-01-01T12:00:00.000Z","id":"1704110400000-0"}

@@ -145,6 +145,8 @@ func TestWebSocketBadCommands(t *testing.T) {
 		{`{"action":"subscribe","topics":"a"}`, "", "not a command"},
 		{`{"action":"subscribe","topics":[["a"]]}`, "", "not a command"},
 		{`{"action":"subscribe","topic":"a","since":7}`, "", "not a command"},
+		{`{"action":"subscribe","topic":"a","since":["1-1"]}`, "", "not a command"},
+		{`{"action":"subscribe","topic":"a","since":{"a":7}}`, "", "not a command"},
 		{strings.Repeat("[", 60_000), "", "not a command"},
 		{strings.Repeat(`{"topics":`, 6_000), "", "not a command"},
 		{`{"action":"subscribe","topics":` + strings.Repeat("[", 30_000) + strings.Repeat("]", 30_000) + `}`, "", "not a command"},

@@ -41,6 +41,7 @@ func FuzzCommand(f *testing.F) {
 		`{"action":"subscribe","topic":"a"}`,
 		`{"action":"subscribe","topics":["a","b","*"],"topic":"c","since":"1732000000000-4096"}`,
 		`{"action":"subscribe","topic":"*","since":"0-0"}`,
+		`{"action":"subscribe","topics":["a","b","*"],"since":{"a":"1732000000000-4096","b":null,"c":"x","*":""}}`,
 		`{"action":"subscribe","topic":"a","since":"18446744073709551615-18446744073709551615"}`,
 		`{"action":"unsubscribe","topics":["a","a","*"]}`,
 		`{"ACTION":"ping","action":"subscribe","topic":"\ud800\u0000\n"}`,

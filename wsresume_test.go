@@ -103,6 +103,31 @@ func TestWebSocketResumeBroadcast(t *testing.T) {
 	c.expect("*", "notice", "5")
 }
 
+// One command resumes each topic from its own position, and follows others from now on.
+func TestWebSocketResumeEach(t *testing.T) {
+	s := wsServe(t)
+	c := s.connect("?topic=a&topic=b")
+	a := c.expect("a", "pushlet.subscribed", "").ID
+	c.expect("b", "pushlet.subscribed", "")
+	all := c.subscribe("*")
+	s.publish("b", "1")
+	b := c.expect("b", "message", "1").ID
+	c.Close()
+	s.publish("a", "2")
+	s.publish("b", "3")
+	s.publish("new", "4")
+	s.publish("null", "5")
+	s.broadcast("", "6")
+	c = s.connect("")
+	c.send(`{"action":"subscribe","topics":["*","a","b","new","null","lost"],"since":{"a":%q,"b":%q,"*":%q,"null":null,"lost":"","other":"1-1"}}`, a, b, all)
+	c.expectEach(map[string][]string{
+		"*": {"pushlet.subscribed ", "message 6"}, "a": {"pushlet.subscribed ", "message 2"}, "b": {"pushlet.subscribed ", "message 3"},
+		"new": {"pushlet.subscribed "}, "null": {"pushlet.subscribed "}, "lost": {"pushlet.subscribed ", "pushlet.gap unknown_cursor"},
+	})
+	s.publish("new", "7")
+	c.expect("new", "message", "7")
+}
+
 // A gap is told after pushlet.subscribed and before what there is, and has the ID from
 // which there is no hole.
 func TestWebSocketGaps(t *testing.T) {

@@ -252,16 +252,15 @@ class Connection {
     link.opening = false; // what is followed from now on is sent when it opens
     link.send = (command) => ws.readyState == 1 && ws.send(JSON.stringify(command));
     link.subscribe = (names) => {
-      // Few commands for many topics, because the server limits their rate; one for each of
-      // few, because it limits how many are in one.
       if (names.includes(all)) link.early = true;
-      const fresh = names.filter((n) => !this.#topics.get(n)?.since);
-      const size = fresh.length > 100 ? 50 : 1;
-      for (const topic of names) {
-        const since = this.#topics.get(topic)?.since;
-        if (since) link.send({ action: "subscribe", topic, since });
+      // The server limits the rate of commands, and how many topics are in one: few commands for
+      // many topics, and one for each of few, so that one too many is refused alone.
+      const size = names.length > 100 ? 50 : 1;
+      for (let i = 0; i < names.length; i += size) {
+        const topics = names.slice(i, i + size);
+        const since = Object.fromEntries(topics.map((name) => [name, this.#topics.get(name)?.since]));
+        link.send({ action: "subscribe", topics, since });
       }
-      for (let i = 0; i < fresh.length; i += size) link.send({ action: "subscribe", topics: fresh.slice(i, i + size) });
     };
     link.unsubscribe = (topic) => {
       if (ws.readyState != 1) return;
@@ -563,6 +562,10 @@ function serveTabs(options) {
   };
 }
 
-if (globalThis.SharedWorkerGlobalScope && self instanceof SharedWorkerGlobalScope && self.name.startsWith(workerPrefix)) {
-  serveTabs(JSON.parse(self.name.slice(workerPrefix.length)));
+if (globalThis.SharedWorkerGlobalScope && self instanceof SharedWorkerGlobalScope) {
+  if (self.name.startsWith(workerPrefix)) {
+    serveTabs(JSON.parse(self.name.slice(workerPrefix.length)));
+  } else if (self.name.startsWith("pushlet ")) {
+    self.onconnect = (e) => e.ports[0].postMessage(["error", { message: "pushlet: share is another version of pushlet.js" }]);
+  }
 }

@@ -349,6 +349,7 @@ for (const kind of kinds) {
     for (const peer of [...server.peers]) peer.cut();
     for (let i = 0; i < 300; i++) server.publish(`topic/${i}`);
     await run(20_000);
+    assert.ok(server.commands.length < 20, `${server.commands.length} commands`);
     for (const list of lists) assert.deepEqual(list, ["live", 0]);
     const { length } = server.attempts.at(-1).url.href;
     assert.ok(kind == "eventSource" || length < 8000, `a URL of ${length} characters, where commands would do`);

@@ -217,7 +217,7 @@ export function network(server) {
       if (topics.length > server.maxTopics) return this.send(frame("", "pushlet.error", `more than ${server.maxTopics} topics`));
       for (const t of topics) {
         if (action == "subscribe") {
-          this.subscribe(t, since);
+          this.subscribe(t, since[t]);
         } else if (t == "@user") {
           this.send(frame(t, "pushlet.error", "it cannot be unsubscribed from"));
         } else {
