@@ -2,6 +2,9 @@ package browsertest
 
 import (
 	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"testing"
@@ -184,6 +187,31 @@ func TestClientJSSharesGaps(t *testing.T) {
 func TestClientJSSharesRefusals(t *testing.T) {
 	t.Parallel()
 	overEachShared(t, isRefused)
+}
+
+// TestClientJSSharesOneVersion: a worker of another version than the page's says so.
+func TestClientJSSharesOneVersion(t *testing.T) {
+	t.Parallel()
+	p := startPushlet(t)
+	mux := clientRoutes(t, p)
+	mux.HandleFunc("/old.js", func(w http.ResponseWriter, r *http.Request) {
+		served := httptest.NewRecorder()
+		p.HandleClientJS(served, httptest.NewRequest(http.MethodGet, "/pushlet.js", nil))
+		old := strings.Replace(served.Body.String(), "pushlet 1 ", "pushlet 0 ", 1)
+		if old == served.Body.String() {
+			t.Error("pushlet.js has no version in the name of its worker")
+		}
+		w.Header().Set("Content-Type", "text/javascript")
+		io.WriteString(w, old)
+	})
+	server := serve(t, p, mux)
+	for _, script := range []string{"/old.js", "/none.js"} {
+		tab := openClient(t, server.URL, fmt.Sprintf(`{share: %q}`, script), "news")
+		tab.waitFor(`failures.length`)
+		if got := eval[string](tab, `failures.join()`); !strings.HasPrefix(got, "pushlet: ") {
+			t.Errorf("with %s the page is told %q", script, got)
+		}
+	}
 }
 
 func TestClientJSSharesAndComesBack(t *testing.T) {

@@ -362,6 +362,37 @@ func TestClientJSThroughCuts(t *testing.T) {
 	})
 }
 
+// TestClientJSManyTopics comes back with more topics than a client may send commands at once.
+func TestClientJSManyTopics(t *testing.T) {
+	t.Parallel()
+	overEach(t, func(t *testing.T, options string) {
+		var topics []string
+		for i := range 500 {
+			topics = append(topics, fmt.Sprint("a/topic/", i))
+		}
+		p := startPushlet(t, longHistory, pushlet.WithMaxTopics(len(topics)+1))
+		server := serve(t, p, clientRoutes(t, p))
+		proxy := startProxy(t, server.Listener.Addr().String())
+		n := &numbering{t: t, p: p, topics: append(topics, "*")}
+		tab := openClient(t, "http://"+proxy.addr, options, n.topics...)
+		tab.waitFor(live(topics[0], topics[len(topics)-1], "*"))
+		for range 2 {
+			n.publish(1)
+			proxy.cut()
+			n.publish(1)
+			tab.waitFor(isWaiting)
+			proxy.mend()
+			n.publish(1)
+			tab.waitFor(isOpen)
+		}
+		tab.waitFor(fmt.Sprintf(`messages.length === %d`, n.next*len(n.topics)))
+		n.check(tab, topics[0], topics[100], topics[250], topics[len(topics)-1], "*")
+		if got := eval[[]string](tab, `failures`); len(got) > 0 {
+			t.Errorf("failures: %q", got)
+		}
+	})
+}
+
 // TestClientJSGap cuts a page off for longer than history reaches.
 func TestClientJSGap(t *testing.T) {
 	t.Parallel()
