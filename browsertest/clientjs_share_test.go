@@ -179,6 +179,11 @@ func TestClientJSWorkerDies(t *testing.T) {
 	})
 }
 
+func TestClientJSSharesBackAndForth(t *testing.T) {
+	t.Parallel()
+	overEachShared(t, goesBackAndForth)
+}
+
 func TestClientJSSharesGaps(t *testing.T) {
 	t.Parallel()
 	overEachShared(t, isToldOfGap)
