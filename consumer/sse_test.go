@@ -321,7 +321,7 @@ func TestRequest(t *testing.T) {
 		listen(t, srv.URL+"/path?a=b&topic=c", quickly, consumer.WithTopics("d e")).expect("x", "y")
 		for range 2 {
 			r := <-requests
-			if <-bodies != "" || r.Method != "GET" || r.Header.Get("Accept") != "text/event-stream" || r.Header.Get("Cache-Control") != "no-store" ||
+			if <-bodies != "" || r.Method != "GET" || r.Header.Get("Accept") != "text/event-stream" || r.Header.Get("Cache-Control") != "no-cache" ||
 				r.URL.Path != "/path" || r.FormValue("a") != "b" || !slices.Equal(r.Form["topic"], []string{"c", "d e"}) {
 				t.Errorf("request %+v", r)
 			}
