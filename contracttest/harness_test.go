@@ -90,6 +90,7 @@ func (p params) with(name string, value any) params {
 type subject struct {
 	t     testing.TB
 	url   string // of the harness: the stream is at /stream
+	addr  string
 	mux   *http.ServeMux
 	conns chan *conn
 	told  chan message // in the order of their numbers
@@ -120,9 +121,11 @@ func prepare(t testing.TB) *subject {
 		next:    1,
 		pending: map[int]message{},
 	}
-	srv := httptest.NewServer(s.mux)
+	srv := httptest.NewUnstartedServer(s.mux)
+	srv.Listener = meteredListener{srv.Listener, arrivals}
+	srv.Start()
 	t.Cleanup(srv.Close)
-	s.url = srv.URL
+	s.url, s.addr = srv.URL, srv.Listener.Addr().String()
 	s.mux.HandleFunc("/stream", s.stream)
 	s.mux.HandleFunc("POST /callback/{number}", s.callback)
 	return s
@@ -179,6 +182,7 @@ func (s *subject) stream(w http.ResponseWriter, r *http.Request) {
 			if rc.Flush() != nil {
 				return
 			}
+			arrivals.wait(ends{r.RemoteAddr, s.addr})
 		case end := <-c.cut:
 			end()
 			return
@@ -188,7 +192,7 @@ func (s *subject) stream(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// send sends chunks, each in a packet of its own as far as that is up to the sender.
+// send sends chunks, each when the client has read the one before.
 func (c *conn) send(t testing.TB, chunks ...string) {
 	t.Helper()
 	for _, text := range chunks {

@@ -12,6 +12,7 @@ import (
 
 // TestMain fails if the tests leave a goroutine behind.
 func TestMain(m *testing.M) {
+	arrivals.install(http.DefaultTransport.(*http.Transport))
 	code := m.Run()
 	if left := goroutinesLeft(10 * time.Second); code == 0 && left != "" {
 		fmt.Printf("goroutines are left:\n\n%s\n", left)

@@ -88,29 +88,27 @@ func TestReconnection(t *testing.T) {
 	})
 
 	for name, leave := range map[string]func(*conn){"end": (*conn).end, "abort": (*conn).abort} {
-		t.Run(name+": what is not complete is dropped", func(t *testing.T) {
-			s, c := begin(t, service, atOnce)
-			c.send(t, "id: 1\ndata: a\n\nid: 2\nevent: t\ndata: b")
-			s.expect(event{Data: "a", ID: "1"})
-			leave(c)
-			_ = s.expectError()
-			c = s.accept()
-			if got := c.Header.Get("Last-Event-Id"); got != "1" {
-				t.Errorf("Last-Event-ID %q", got)
-			}
-			c.send(t, "data: c\n\n")
-			s.expect(event{Data: "c", ID: "1"})
-		})
-		t.Run(name+": the next connection works", func(t *testing.T) {
-			s, c := begin(t, service, atOnce)
-			c.send(t, "id: 1\ndata: a\n\n")
-			s.expect(event{Data: "a", ID: "1"})
-			leave(c)
-			_ = s.expectError()
-			c = s.accept()
-			c.send(t, "id: 2\ndata: b\n\n")
-			s.expect(event{Data: "b", ID: "2"})
-		})
+		for _, test := range []struct {
+			name, text, more string
+			want             event
+		}{
+			{"what is not complete is dropped", "id: 1\ndata: a\n\nid: 2\nevent: t\ndata: b\ndata: c", "data: d\n\n", event{Data: "d", ID: "1"}},
+			{"the next connection works", "id: 1\ndata: a\n\n", "id: 2\ndata: b\n\n", event{Data: "b", ID: "2"}},
+		} {
+			t.Run(name+": "+test.name, func(t *testing.T) {
+				s, c := begin(t, service, atOnce)
+				c.send(t, test.text)
+				s.expect(event{Data: "a", ID: "1"})
+				leave(c)
+				_ = s.expectError()
+				c = s.accept()
+				if got := c.Header.Get("Last-Event-Id"); got != "1" {
+					t.Errorf("Last-Event-ID %q", got)
+				}
+				c.send(t, test.more)
+				s.expect(test.want)
+			})
+		}
 	}
 
 	t.Run("retry", func(t *testing.T) { // not in the harness
