@@ -254,7 +254,8 @@ func FuzzDecoder(f *testing.F) {
 	for _, s := range []string{
 		"", "data: a\n\n", "\uFEFFdata:1\r\n\r\nid:2\rretry:3\r\r", "\xEF\xBBdata", "event: \x00\ndata: \xF0\x9F\n\n:c\n",
 		"data\r\r\n\n\rdata\n\r\n", "id:\x00\nid:1\n\nid:2", strings.Repeat("data:xxxxxxxxxxxxxxx\n", 9),
-		"event:a\n\nevent\ndata:\xED\xA0\x80\xE2\x82\n\n", "retry:+5\nretry:5\nretry: 99999999999999999999\nretry:\n",
+		"event:a\n\nevent\ndata:\xED\xA0\x80\xE2\x82\n\n", "retry:5\nretry:+6\nretry:7x\nretry:\n",
+		"retry: 99999999999999999999\n", "event:a\n\ndata\n\n",
 	} {
 		f.Add([]byte(s), uint16(0), []byte{2})
 		f.Add([]byte(s), uint16(30), []byte{4, 0, 1})
