@@ -16,13 +16,15 @@ import (
 // The cases of web-platform-tests for EventSource (its folder eventsource/), by the names of its
 // files: the bytes that the server sends, and what must come of them.
 //
-// Others are about a page, and nothing in a client without one: the DOM (event-target, -onmessage,
-// -onopen, -prototype, -readyState, -url, -constructor-* and interfaces), workers, the back/forward
-// cache, CORS and its credentials (-cross-origin, -cross-origin-preflight but for its IDs,
-// request-credentials), and a page that stops loading (-request-cancellation; of a context that
-// ends is TestContext). Two differ here, and doc.go says so: after 503 (request-status-error) the
-// client comes back; and it waits between one and two times what "retry:" asks for, not 10 % more
-// or less (format-field-retry, -retry-bogus), so that clients do not come all at once.
+// Others are about a page, and have nothing to say to a client without one: the DOM
+// (eventsource-eventtarget, -onmessage, -onopen, -prototype, -readyState, -url, -constructor-*, and of
+// -from-readable-stream all but the bytes; interfaces), workers, the back/forward cache, CORS and
+// credentials (-cross-origin, of -cross-origin-preflight all but the IDs, request-credentials), and a
+// page that stops loading (-request-cancellation; a context that ends is in TestContext).
+//
+// Two differ here, and doc.go says so. After 503 (request-status-error) the client comes back. And
+// it waits between one and two times what "retry:" asks for (format-field-retry, -retry-bogus: within
+// 10 %), so that clients do not all come at once.
 
 // Those about the bytes of one stream.
 func TestWPTFormat(t *testing.T) {
