@@ -102,12 +102,12 @@ func TestWPTAnswers(t *testing.T) {
 		"format-mime-valid-bogus":        {stream("text/x-bogus"), 200},
 		"format-mime-trailing-semicolon": {stream("text/event-stream;"), 0},
 		"format-utf-8":                   {stream("text/event-stream;charset=windows-1252"), 0},
-		"request-status-error, 204":      {status(204), 204},
-		"request-status-error, 205":      {status(205), 205},
-		"request-status-error, 210":      {status(210), 210},
-		"request-status-error, 299":      {status(299), 299},
-		"request-status-error, 404":      {status(404), 404},
-		"request-status-error, 410":      {status(410), 410},
+		"request-status-error, 204":      {status(204, "Content-Type", "text/event-stream"), 204},
+		"request-status-error, 205":      {status(205, "Content-Type", "text/event-stream"), 205},
+		"request-status-error, 210":      {status(210, "Content-Type", "text/event-stream"), 210},
+		"request-status-error, 299":      {status(299, "Content-Type", "text/event-stream"), 299},
+		"request-status-error, 404":      {status(404, "Content-Type", "text/event-stream"), 404},
+		"request-status-error, 410":      {status(410, "Content-Type", "text/event-stream"), 410},
 	} {
 		t.Run(name, func(t *testing.T) {
 			l := listen(t, scripted(t, test.answer, open("data: never\n\n")).URL, quickly)
