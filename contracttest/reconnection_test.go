@@ -4,6 +4,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestReconnection(t *testing.T) {
@@ -72,7 +73,7 @@ func TestReconnection(t *testing.T) {
 	t.Run("read timeout", func(t *testing.T) {
 		s, c := begin(t, service, atOnce.with("readTimeoutMs", 500))
 		// On a slow machine the first connections may be given up before the event is there.
-		chunks := c.chunks
+		chunks, late := c.chunks, time.After(patience)
 		for received, silent := false, false; !received || !silent; {
 			select {
 			case c = <-s.conns:
@@ -82,6 +83,8 @@ func TestReconnection(t *testing.T) {
 			case m := <-s.told:
 				received = received || m.Kind == "event" && m.Event.Data == "a"
 				silent = silent || received && strings.Contains(m.Error, "silent")
+			case <-late:
+				t.Fatalf("not within %v: event %v, error %v", patience, received, silent)
 			}
 		}
 		_ = s.accept()
