@@ -207,7 +207,7 @@ func (c *config) newRequest(ctx context.Context, url string) (*http.Request, err
 		return nil, withoutURL(err)
 	}
 	req.Header.Set("Accept", "text/event-stream")
-	req.Header.Set("Cache-Control", "no-store")
+	req.Header.Set("Cache-Control", "no-cache") // as a browser does for an EventSource
 	for name, values := range h {
 		req.Header[name] = values
 	}

@@ -1,9 +1,11 @@
 package consumer_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
@@ -393,9 +395,118 @@ func FuzzRoundTrip(f *testing.F) {
 		if m := ws.next(); m.Event != name || m.Data != data || m.Topic != "a" {
 			t.Errorf("WebSocket: %q %q, want %q %q", m.Event, m.Data, name, data)
 		}
-		data = strings.NewReplacer("\r\n", "\n", "\r", "\n").Replace(data)
-		if m := sse.next(); m.Event != name || m.Data != data {
-			t.Errorf("SSE: %q %q, want %q %q", m.Event, m.Data, name, data)
+		want := received(name, data)[0]
+		if m := sse.next(); m.Event != want.name || m.Data != want.data {
+			t.Errorf("SSE: %q %q, want %q", m.Event, m.Data, want)
 		}
 	})
+}
+
+// A rawStream is the bytes of an event stream, and what the Decoder makes of them.
+type rawStream struct {
+	t   testing.TB
+	raw bytes.Buffer
+	d   *consumer.Decoder
+	all []decoded
+}
+
+func openRaw(t testing.TB, web *http.Client, query, lastID string) *rawStream {
+	t.Helper()
+	req, err := http.NewRequest(http.MethodGet, pushlettest.URL+"/events?"+query, nil)
+	must(t, err)
+	if lastID != "" {
+		req.Header.Set("Last-Event-ID", lastID)
+	}
+	resp, err := web.Do(req)
+	must(t, err)
+	t.Cleanup(func() { resp.Body.Close() })
+	s := &rawStream{t: t}
+	s.d = consumer.NewDecoder(io.TeeReader(resp.Body, &s.raw))
+	return s
+}
+
+// take decodes the next events.
+func (s *rawStream) take(n int) []decoded {
+	s.t.Helper()
+	for range n {
+		m, err := s.d.Next()
+		must(s.t, err)
+		s.all = append(s.all, decoded{m.Event, m.Data, m.ID})
+	}
+	return s.all[len(s.all)-n:]
+}
+
+// FuzzServerStream publishes anything to the followers of several topics, and reads the server's
+// own bytes: as they come, cut anyhow, resumed from each of their IDs, and with a gap. Whatever
+// is in a message, it is one event, with an ID to go on from.
+func FuzzServerStream(f *testing.F) {
+	for _, data := range []string{"", "a\rb\nc\r\nd", "\r\n\r\n", "\xE2\x82|\xFF|\uFFFD", "id: 1\nretry: 1\n\nevent: x", "\uFEFF\x00: "} {
+		f.Add("message", data, []byte{1})
+		f.Add("custom event", data, []byte{3, 0, 20})
+	}
+	const history = 3
+	p := pushlet.New(pushlet.WithLogger(silent), pushlet.WithRetry(1234*time.Millisecond), pushlet.WithHistory(history, 1<<20, time.Hour))
+	web := pushlettest.Serve(f, p).HTTPClient()
+	f.Fuzz(func(t *testing.T, name, data string, cuts []byte) {
+		s := openRaw(t, web, "topic=a&topic=b", "")
+		if first := s.take(1)[0]; first.name != "pushlet.connected" || first.id == "" {
+			t.Fatalf("first %q", first)
+		}
+		if p.Publish("a", name, data) != nil {
+			t.Skip()
+		}
+		must(t, p.PublishToAll(name, "\r"+data))
+		must(t, p.Publish("b", name, data+"\n"))
+		want := received(name, data, "\r"+data, data+"\n")
+		if got := withoutIDs(s.take(3)); !slices.Equal(got, want) {
+			t.Fatalf("%q, want %q", got, want)
+		}
+		if retry, ok := s.d.Retry(); !ok || retry != 1234*time.Millisecond {
+			t.Errorf("retry %v", retry)
+		}
+		got, err := outcome(t, inChunks(s.raw.String(), sizesOf(cuts)...), 0)
+		if !errors.Is(err, io.EOF) || !slices.Equal(got.events, s.all) || !got.equal(reference(s.raw.String())) {
+			t.Errorf("cut %+v, %v; want %q", got, err, s.all)
+		}
+		for i, from := range s.all {
+			again := openRaw(t, web, "topic=a&topic=b", from.id)
+			got := again.take(1 + len(want[i:]))
+			if !strings.Contains(got[0].data, `"resumed":true`) || !slices.Equal(withoutIDs(got[1:]), want[i:]) ||
+				from.id == "" || got[len(got)-1].id != s.all[len(s.all)-1].id {
+				t.Errorf("resumed after %d: %q, want %q", i, got, want[i:])
+			}
+		}
+
+		last := s.all[len(s.all)-1].id
+		for range history + 1 {
+			must(t, p.Publish("a", name, data))
+		}
+		late := openRaw(t, web, "topic=a&topic=b", last)
+		events := late.take(2 + history)
+		if gap := events[1]; gap.name != consumer.GapEvent || !strings.Contains(gap.data, `"a"`) || strings.Contains(gap.data, `"b"`) || gap.id == "" {
+			t.Errorf("gap %q", gap)
+		}
+		if got, want := withoutIDs(events[2:]), received(name, slices.Repeat([]string{data}, history)...); !slices.Equal(got, want) {
+			t.Errorf("after the gap %q, want %q", got, want)
+		}
+	})
+}
+
+// received is how SSE delivers what was published.
+func received(name string, data ...string) (events []decoded) {
+	if name == "" {
+		name = consumer.DefaultEventType
+	}
+	for _, d := range data {
+		d = strings.NewReplacer("\r\n", "\n", "\r", "\n").Replace(strings.ToValidUTF8(d, "\uFFFD"))
+		events = append(events, decoded{strings.ToValidUTF8(name, "\uFFFD"), d, ""})
+	}
+	return events
+}
+
+func withoutIDs(events []decoded) (out []decoded) {
+	for _, e := range events {
+		out = append(out, decoded{e.name, e.data, ""})
+	}
+	return out
 }

@@ -132,23 +132,19 @@ func TestUnsendableID(t *testing.T) {
 	l.expect("two")
 }
 
+// More of them are in TestWPTAnswers.
 func TestFinalAnswers(t *testing.T) {
 	for name, test := range map[string]struct {
 		answer http.HandlerFunc
 		want   string
 	}{
-		"204":         {status(204), "204 No Content"},
-		"205":         {status(205), "status 205 Reset Content"},
 		"400":         {status(400, "Content-Type", "text/plain; charset=utf-8"), `status 400 Bad Request: "why"`},
 		"401":         {status(401), "status 401 Unauthorized"},
 		"403":         {status(403), "status 403 Forbidden"},
-		"404":         {status(404), "status 404 Not Found"},
-		"410":         {status(410), "status 410 Gone"},
 		"501":         {status(501), "status 501 Not Implemented"},
 		"no location": {status(302), "status 302 Found"},
 		"HTML":        {status(200, "Content-Type", "text/html"), `content type "text/html"`},
 		"no type":     {status(200, "Content-Type", ""), `content type ""`},
-		"x bogus":     {status(200, "Content-Type", "x bogus"), `content type "x bogus"`},
 		"alike":       {status(200, "Content-Type", "text/event-streams"), `content type "text/event-streams"`},
 		"206":         {status(206, "Content-Type", "text/event-stream"), "status 206"},
 	} {
@@ -159,7 +155,7 @@ func TestFinalAnswers(t *testing.T) {
 				t.Errorf("final error %v, want %q", err, test.want)
 			}
 			var answer *consumer.ResponseError
-			if name == "204" != errors.Is(err, consumer.ErrNoContent) || name != "204" && (!errors.As(err, &answer) || answer.Temporary()) {
+			if !errors.As(err, &answer) || answer.Temporary() {
 				t.Errorf("final error %#v", err)
 			}
 			if len(l.errs) > 0 {
@@ -169,13 +165,10 @@ func TestFinalAnswers(t *testing.T) {
 	}
 }
 
-func TestAcceptableTypes(t *testing.T) {
-	for _, kind := range []string{"text/event-stream;", "text/event-stream; charset=windows-1252", "Text/Event-Stream ;x=y"} {
-		srv := scripted(t, func(w http.ResponseWriter, r *http.Request) {
-			w.Header().Set("Content-Type", kind)
-			io.WriteString(w, "data: ok…\n\n")
-		})
-		listen(t, srv.URL, quickly).expect("ok…")
+func TestTypeInCapitals(t *testing.T) {
+	srv := scripted(t, status(200, "Content-Type", "Text/Event-Stream ;x=y"), open("data: x\n\n"))
+	if err := listen(t, srv.URL, quickly).retry(); !errors.Is(err, io.EOF) {
+		t.Errorf("error %v", err)
 	}
 }
 
@@ -321,7 +314,7 @@ func TestRequest(t *testing.T) {
 		listen(t, srv.URL+"/path?a=b&topic=c", quickly, consumer.WithTopics("d e")).expect("x", "y")
 		for range 2 {
 			r := <-requests
-			if <-bodies != "" || r.Method != "GET" || r.Header.Get("Accept") != "text/event-stream" || r.Header.Get("Cache-Control") != "no-store" ||
+			if <-bodies != "" || r.Method != "GET" || r.Header.Get("Accept") != "text/event-stream" || r.Header.Get("Cache-Control") != "no-cache" ||
 				r.URL.Path != "/path" || r.FormValue("a") != "b" || !slices.Equal(r.Form["topic"], []string{"c", "d e"}) {
 				t.Errorf("request %+v", r)
 			}

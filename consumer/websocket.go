@@ -73,16 +73,17 @@ type message struct {
 
 // A command is what we send.
 type command struct {
-	Action string   `json:"action"`
-	Topics []string `json:"topics"`
-	Since  string   `json:"since,omitempty"`
+	Action string            `json:"action"`
+	Topics []string          `json:"topics"`
+	Since  map[string]string `json:"since,omitempty"` // of those that do not begin now
 }
 
 const (
 	framesAhead  = 64               // how far the reader may be ahead of the application
 	writeTimeout = 10 * time.Second // of a command
 	longQuery    = 4 << 10          // a longer URL is asking for trouble
-	manyTopics   = 50               // in one command
+	manyTopics   = 100              // more than that go in few commands
+	topicsAtOnce = 50               // then so many in each
 
 	// What pushlet.error says of a topic that a server cannot give just now.
 	unavailable = "pushlet: unavailable"
@@ -238,22 +239,26 @@ func (w *webSocket) remove(t *topic) {
 	w.topics = slices.DeleteFunc(w.topics, func(other *topic) bool { return other == t })
 }
 
-// commandsFor subscribes to topics, each from where it is.
+// commandsFor subscribes to topics, each from where it is. The server limits the rate of commands,
+// and how many topics are in one: so it is few commands for many topics, and one for each of few,
+// where one too many is refused alone.
 func (w *webSocket) commandsFor(topics []*topic) (commands []command) {
-	var fresh []string
-	for _, t := range topics {
-		switch {
-		case t.name == userTopic && t.since == "": // comes by itself
-		case t.name == allTopic && (t.since == "" || w.allRefused): // perhaps it is allowed by now
-			commands = append(commands, command{Action: "subscribe", Topics: []string{t.name}})
-		case t.since != "":
-			commands = append(commands, command{"subscribe", []string{t.name}, t.since})
-		default:
-			fresh = append(fresh, t.name)
-		}
+	topics = slices.DeleteFunc(slices.Clone(topics), func(t *topic) bool {
+		return t.name == userTopic && t.since == "" // comes by itself
+	})
+	size := 1
+	if len(topics) > manyTopics {
+		size = topicsAtOnce
 	}
-	for names := range slices.Chunk(fresh, manyTopics) {
-		commands = append(commands, command{Action: "subscribe", Topics: names})
+	for chunk := range slices.Chunk(topics, size) {
+		cmd := command{Action: "subscribe", Since: map[string]string{}}
+		for _, t := range chunk {
+			cmd.Topics = append(cmd.Topics, t.name)
+			if t.since != "" && (t.name != allTopic || !w.allRefused) { // perhaps it is allowed by now
+				cmd.Since[t.name] = t.since
+			}
+		}
+		commands = append(commands, cmd)
 	}
 	return commands
 }

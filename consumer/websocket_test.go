@@ -552,3 +552,33 @@ func TestTLS(t *testing.T) {
 		}
 	}
 }
+
+// Whoever follows hundreds of topics comes back within the limits that a server has by default:
+// not with a command for each, nor with a URL that nobody takes.
+func TestHundredsOfTopics(t *testing.T) {
+	const n = 600
+	p := start(t, pushlet.WithMaxTopics(n))
+	c := cut(t, serve(t, p).URL, func() int { return -1 })
+	var topics []string
+	for i := range n {
+		topics = append(topics, fmt.Sprintf("a topic whose name is not short/%d", i))
+	}
+	l := listen(t, wsURL(c.url), quickly, consumer.WithTopics(topics...))
+	l.subscribed(topics...)
+	for round := range 3 {
+		c.cutAll()
+		want := map[string]bool{}
+		for i, topic := range topics {
+			data := fmt.Sprint(round, " ", i)
+			must(t, p.Publish(topic, "", data))
+			want[data] = true
+		}
+		for range n {
+			m := l.next()
+			if !want[m.Data] {
+				t.Fatalf("message %+v, gap %v", m, m.Gap)
+			}
+			delete(want, m.Data)
+		}
+	}
+}

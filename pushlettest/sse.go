@@ -38,7 +38,7 @@ func (p eventSource) connect(ctx context.Context, c *Client, again bool) (*visit
 		return nil, Answer{}, err
 	}
 	req.Header.Set("Accept", "text/event-stream")
-	req.Header.Set("Cache-Control", "no-store")
+	req.Header.Set("Cache-Control", "no-cache")
 	for name, values := range c.settings.header {
 		req.Header[name] = values
 	}
