@@ -25,8 +25,10 @@ func usagef(format string, args ...any) error {
 	return &usageError{fmt.Sprintf(format, args...)}
 }
 
-// errLost is wrapped by the end of what went through, but lost messages or got them twice.
-var errLost = errors.New("messages were lost")
+// A lostError is the end of what went through, but lost messages or got them twice.
+type lostError string
+
+func (e lostError) Error() string { return string(e) }
 
 // errUncertain is wrapped when nobody knows whether something was published.
 var errUncertain = errors.New("perhaps published")
@@ -35,12 +37,13 @@ var errUncertain = errors.New("perhaps published")
 // to complain of, and nobody to complain to.
 func codeOf(err error) int {
 	var wrong *usageError
+	var lost lostError
 	switch {
 	case err == nil, errors.Is(err, syscall.EPIPE):
 		return exitOK
 	case errors.As(err, &wrong):
 		return exitUsage
-	case errors.Is(err, errLost):
+	case errors.As(err, &lost):
 		return exitLost
 	case errors.Is(err, errUncertain):
 		return exitUncertain

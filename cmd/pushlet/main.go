@@ -60,7 +60,7 @@ func main() {
 // A command is what can stand after "pushlet".
 type command struct {
 	name, arguments, summary string
-	// run does it. What it takes from fs it has to define, and parse, before it looks at the rest.
+	// run does it. It defines its own options in o before it parses, because help asks for them.
 	run func(ctx context.Context, c *console, o *options, args []string) error
 	// notes stand below the options in the help.
 	notes string
@@ -68,7 +68,7 @@ type command struct {
 
 // commands is a function, not a variable, because help asks for it.
 func commands() []command {
-	return []command{subCommand, pubCommand}
+	return []command{subCommand, pubCommand, benchCommand}
 }
 
 // run does what args say and returns the exit code.

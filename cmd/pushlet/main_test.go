@@ -253,8 +253,8 @@ func TestUsage(t *testing.T) {
 		stdout string
 		stderr string
 	}{
-		{"", exitUsage, "", "pushlet sub"},
-		{"help", exitOK, "pushlet sub", ""},
+		{"", exitUsage, "", "pushlet bench"},
+		{"help", exitOK, "pushlet bench", ""},
 		{"-h", exitOK, "pushlet sub", ""},
 		{"help sub", exitOK, "-fail-on-gap", ""},
 		{"pub -h", exitOK, "-lines", ""},
@@ -279,7 +279,15 @@ func TestUsage(t *testing.T) {
 		{"pub localhost -topic a -data x hello", exitUsage, "", "only one"},
 		{"pub localhost -topic a -lines hello", exitUsage, "", "-lines"},
 		{"pub ws://localhost -topic a hello", exitUsage, "", `scheme "ws"`},
+		{"help bench", exitOK, "-connect-rate", ""},
+		{"bench localhost -n 0", exitUsage, "", "-n"},
+		{"bench localhost -topic a -topics 2", exitUsage, "", "-topics"},
+		{"bench localhost -no-publish -push localhost", exitUsage, "", "-no-publish"},
+		{"bench localhost -n 10000000", exitFailed, "", "file descriptors"},
 	} {
+		if c.stderr == "file descriptors" && fileLimit() == 0 {
+			continue
+		}
 		stdout, stderr := runs(t, c.code, "", strings.Fields(c.args)...)
 		if !strings.Contains(stdout, c.stdout) || c.stdout == "" && stdout != "" {
 			t.Errorf("pushlet %s: standard output %q, want %q", c.args, stdout, c.stdout)

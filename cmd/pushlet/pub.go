@@ -15,17 +15,20 @@ var pubCommand = command{
 	summary:   "publish by way of the server's HandlePush",
 	run:       runPub,
 	notes: `
-To whom has to be said: with -topic, -user or, for everyone, -all. What is published is -data, or the
-arguments after the URL, or else the whole standard input without the line break at its end. With -lines
-each line of the standard input is a message, as it comes; lines that are there together go in one request.
+To whom has to be said: with -topic, -user or, for everyone, -all. What is
+published is -data, or the arguments after the URL, or else the whole standard
+input without the line break at its end. With -lines each line of the standard
+input is a message, as it comes; lines that are there together go in one
+request.
 
-What may help is tried again: when the connection fails, and for the statuses 408, 425, 429, 500 and above.
-Each request has an Idempotency-Key, so that nothing is published twice by that. To run a command again
-without publishing twice, give it a -key. With -lines each line then has a request and a key of its own,
-K/1, K/2, …
+What may help is tried again: when the connection fails, and for the statuses
+408, 425, 429, 500 and above. Each request has an Idempotency-Key, so that
+nothing is published twice by that. To run a command again without publishing
+twice, give it a -key. With -lines each line then has a request and a key of
+its own, K/1, K/2, …
 
-Exit codes: 0 published; 1 surely not published, or with several messages not all; 4 perhaps published: a
-request was sent, and no attempt was answered.
+Exit codes: 0 published; 1 surely not published, or with several messages not
+all; 4 perhaps published: a request was sent, and no attempt was answered.
 
   pushlet pub localhost:8080 -topic news 'hello, world'
   pushlet pub localhost:8080 -user u001 -event invoice -data '{"no":17}' -key invoice-17

@@ -63,10 +63,12 @@ type pusher struct {
 }
 
 func newPusher(t target, timeout time.Duration, retries int) *pusher {
+	transport := http.DefaultTransport.(*http.Transport).Clone()
+	transport.MaxIdleConnsPerHost = publishers // bench has so many requests at once
 	return &pusher{
 		url: t.url, header: t.header, timeout: timeout, retries: retries,
 		client: &http.Client{
-			Transport: http.DefaultTransport.(*http.Transport).Clone(),
+			Transport: transport,
 			// Only 307 and 308 keep the body; after the others HandlePush would see a GET.
 			CheckRedirect: func(r *http.Request, via []*http.Request) error {
 				if r.Method != http.MethodPost || len(via) > 5 {
@@ -208,7 +210,7 @@ func (a pushAnswer) failure() (uncertain bool, err error) {
 	if more := len(texts) - most; more > 0 {
 		texts = append(texts[:most], fmt.Sprintf("and %d more", more))
 	}
-	return uncertain, errors.New(strings.Join(texts, "\n"))
+	return uncertain, errors.New(strings.Join(texts, "; "))
 }
 
 // backOff is how long to wait after a failed attempt: 250 ms and what chance adds, doubled with

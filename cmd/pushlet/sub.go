@@ -18,16 +18,18 @@ var subCommand = command{
 	summary:   "show what a server pushes, for ever",
 	run:       runSub,
 	notes: `
-Each message is a line: local time, topic (over SSE the server does not say which), event, data. Further
-lines of the data are indented. A gap says that messages are gone for good, and of which topics. When the
-connection is lost, sub connects again and goes on after the last message: each comes once.
+Each message is a line: local time, topic (over SSE the server does not say
+which), event, data. Further lines of the data are indented. A gap says that
+messages are gone for good, and of which topics. When the connection is lost,
+sub connects again and goes on after the last message: each comes once.
 
-With -json a message is {"topic":…,"event":…,"data":…,"id":…,"time":…}, and a gap is
-{"gap":{"topics":[…],"reason":…}}; what is not known is left out: over SSE topic and time, for a gap
-perhaps topics.
+With -json a message is {"topic":…,"event":…,"data":…,"id":…,"time":…}, and a
+gap is {"gap":{"topics":[…],"reason":…}}; what is not known is left out: over
+SSE topic and time, for a gap perhaps topics.
 
-Exit codes: 0 after -count or -for, or when it is interrupted; 1 for a final error, such as a refusal, or
-if -for ends before there was a connection or before -count messages have come; 3 for a gap with -fail-on-gap.
+Exit codes: 0 after -count or -for, or when it is interrupted; 1 for a final
+error, such as a refusal, or if -for ends before there was a connection or
+before -count messages have come; 3 for a gap with -fail-on-gap.
 
   pushlet sub localhost:8080 -topic news
   pushlet sub wss://example.com -topic room/7 -token "$TOKEN" -json | jq -r .data
@@ -205,7 +207,7 @@ func (s *sub) take(m consumer.Message) error {
 			return err
 		}
 		if s.failOnGap {
-			return fmt.Errorf("%w: %s", errLost, gapText(m.Gap))
+			return lostError("messages were lost: " + gapText(m.Gap))
 		}
 		return nil
 	}

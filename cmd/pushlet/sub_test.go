@@ -208,14 +208,14 @@ func TestSubHeaders(t *testing.T) {
 func TestSubTime(t *testing.T) {
 	t.Parallel()
 	s := newServer(t, nil)
-	runs(t, exitOK, "", "sub", s.addr, "-for", "1s")
+	runs(t, exitOK, "", "sub", s.addr, "-for", "3s")
 	_, stderr := runs(t, exitFailed, "", "sub", s.addr, "-for", "300ms", "-count", "1")
 	if !strings.Contains(stderr, "0 of 1 messages") {
 		t.Errorf("said %q", stderr)
 	}
 	s.http.Listener.Close()
 	_, stderr = runs(t, exitFailed, "", "sub", s.addr, "-for", "300ms")
-	if !strings.Contains(stderr, "no connection within") || !strings.Contains(stderr, "next attempt in") {
+	if !strings.Contains(stderr, "no connection within") {
 		t.Errorf("said %q", stderr)
 	}
 	p := start(t, "sub", s.addr)

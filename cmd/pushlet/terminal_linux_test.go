@@ -50,10 +50,16 @@ func openTerminal(t *testing.T, columns int) (s *screen, terminal *os.File) {
 // until reads until the text has come.
 func (s *screen) until(text string) {
 	s.t.Helper()
+	s.untilTimes(text, 1)
+}
+
+// untilTimes reads until the text has come n times.
+func (s *screen) untilTimes(text string, n int) {
+	s.t.Helper()
 	check(s.t, s.master.SetReadDeadline(time.Now().Add(patience)))
-	for b := make([]byte, 4096); !strings.Contains(s.seen.String(), text); {
-		n, err := s.master.Read(b)
-		s.seen.Write(b[:n])
+	for b := make([]byte, 4096); strings.Count(s.seen.String(), text) < n; {
+		k, err := s.master.Read(b)
+		s.seen.Write(b[:k])
 		if err != nil {
 			s.t.Fatalf("%v: %q has not come: %q", err, text, s.seen.String())
 		}
@@ -154,4 +160,34 @@ func TestPubTyped(t *testing.T) {
 			t.Errorf("typed %q: exit code %d, want %d: %q", typed, code, want, screen.seen.String())
 		}
 	}
+}
+
+// TestBenchOnTerminal: the progress is one line that is written over, and the table has colours.
+func TestBenchOnTerminal(t *testing.T) {
+	t.Parallel()
+	s := newServer(t, nil)
+	const columns = 50
+	screen, terminal := openTerminal(t, columns)
+	cmd := program(t, "bench", s.addr, "-n", "5", "-for", "1h")
+	cmd.Stdout, cmd.Stderr = terminal, terminal
+	check(t, cmd.Start())
+	screen.until("s  connected 5/5")
+	screen.until("published 1")
+	screen.untilTimes(eraseLine, 3)
+	progress := screen.seen.String()
+	check(t, cmd.Process.Signal(syscall.SIGINT))
+	screen.until("out of order")
+	if strings.Contains(progress, "\n") || strings.Count(progress, "\r") < 3 {
+		t.Errorf("the progress is %q", progress)
+	}
+	for _, line := range strings.Split(progress, "\r") {
+		if line = strings.TrimSuffix(line, eraseLine); len(line) >= columns {
+			t.Errorf("%q is too long for the screen", line)
+		}
+	}
+	table := screen.seen.String()[len(progress):]
+	if !strings.Contains(table, "\r"+eraseLine+"\x1b[1msse") {
+		t.Errorf("the table does not take the place of the progress: %q", table)
+	}
+	check(t, cmd.Wait())
 }
