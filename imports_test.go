@@ -46,25 +46,32 @@ func TestImports(t *testing.T) {
 	}
 }
 
-// TestConsumerImports keeps the Go client apart from the server, so that a program that only
-// listens does not have Redis linked in: the standard library, and gorilla/websocket.
-func TestConsumerImports(t *testing.T) {
-	names, err := filepath.Glob("consumer/*.go")
-	if err != nil || len(names) == 0 {
-		t.Fatalf("found %d files, %v", len(names), err)
-	}
-	for _, name := range names {
-		if strings.HasSuffix(name, "_test.go") {
-			continue
+// TestClientImports keeps the Go client, and the command that is built on it, apart from the
+// server, so that a program that only listens does not have Redis linked in: the standard library,
+// gorilla/websocket and, for the command, the client.
+func TestClientImports(t *testing.T) {
+	const gorilla, client = "github.com/gorilla/websocket", "github.com/usual2970/pushlet/consumer"
+	for dir, allowed := range map[string][]string{
+		"consumer":    {gorilla},
+		"cmd/pushlet": {gorilla, client},
+	} {
+		names, err := filepath.Glob(dir + "/*.go")
+		if err != nil || len(names) == 0 {
+			t.Fatalf("found %d files in %s, %v", len(names), dir, err)
 		}
-		f, err := parser.ParseFile(token.NewFileSet(), name, nil, parser.ImportsOnly)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, imp := range f.Imports {
-			path := strings.Trim(imp.Path.Value, `"`)
-			if strings.Contains(path, ".") && path != "github.com/gorilla/websocket" {
-				t.Errorf("%s imports %s", name, path)
+		for _, name := range names {
+			if strings.HasSuffix(name, "_test.go") {
+				continue
+			}
+			f, err := parser.ParseFile(token.NewFileSet(), name, nil, parser.ImportsOnly)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, imp := range f.Imports {
+				path := strings.Trim(imp.Path.Value, `"`)
+				if strings.Contains(path, ".") && !slices.Contains(allowed, path) {
+					t.Errorf("%s imports %s", name, path)
+				}
 			}
 		}
 	}

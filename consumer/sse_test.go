@@ -489,16 +489,17 @@ func TestReservedEvents(t *testing.T) {
 
 func TestMistakes(t *testing.T) {
 	for name, c := range map[string]*consumer.Client{
-		"scheme":      consumer.NewClient("ftp://example.com/"),
-		"no scheme":   consumer.NewClient("example.com"),
-		"no host":     consumer.NewClient("http:///events"),
-		"no URL":      consumer.NewClient("http://[::1/%zz"),
-		"method":      consumer.NewClient("http://example.com", consumer.WithMethod("A B")),
-		"interval":    consumer.NewClient("http://example.com", consumer.WithReconnectInterval(2, 1)),
-		"no interval": consumer.NewClient("http://example.com", consumer.WithReconnectInterval(0, 1)),
-		"topic":       consumer.NewClient("http://example.com", consumer.WithTopics("")),
-		"password":    consumer.NewClient("ws://a:b@example.com"),
-		"transport":   consumer.NewClient("ws://example.com", consumer.WithHTTPClient(&http.Client{Transport: odd{}})),
+		"scheme":          consumer.NewClient("ftp://example.com/"),
+		"no scheme":       consumer.NewClient("example.com"),
+		"no host":         consumer.NewClient("http:///events"),
+		"no URL":          consumer.NewClient("http://[::1/%zz"),
+		"method":          consumer.NewClient("http://example.com", consumer.WithMethod("A B")),
+		"interval":        consumer.NewClient("http://example.com", consumer.WithReconnectInterval(2, 1)),
+		"WebSocket's own": consumer.NewClient("ws://example.com", consumer.WithHeader("upgrade", "h2c")),
+		"no interval":     consumer.NewClient("http://example.com", consumer.WithReconnectInterval(0, 1)),
+		"topic":           consumer.NewClient("http://example.com", consumer.WithTopics("")),
+		"password":        consumer.NewClient("ws://a:b@example.com"),
+		"transport":       consumer.NewClient("ws://example.com", consumer.WithHTTPClient(&http.Client{Transport: odd{}})),
 	} {
 		for m, err := range c.Messages(t.Context()) {
 			if err == nil || !strings.HasPrefix(err.Error(), "consumer: ") || strings.Contains(err.Error(), "zz") {

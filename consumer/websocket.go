@@ -94,6 +94,11 @@ func newWebSocket(c *Client) (protocol, error) {
 	if c.url.User != nil {
 		return nil, errors.New("consumer: a WebSocket URL has no user and password: see WithHeader")
 	}
+	for _, name := range []string{"Connection", "Upgrade", "Sec-Websocket-Extensions", "Sec-Websocket-Key", "Sec-Websocket-Version"} {
+		if _, set := c.cfg.header[name]; set {
+			return nil, fmt.Errorf("consumer: WithHeader: %s belongs to the WebSocket", name)
+		}
+	}
 	query := c.url.Query()
 	since := query["since"]
 	if len(since) > 1 && len(since) != len(query["topic"]) {
