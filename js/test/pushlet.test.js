@@ -556,6 +556,19 @@ test("close from within a callback", async (t) => {
   assert.throws(() => push.subscribe("b", () => {}), /closed/);
 });
 
+test("what a connection that was given up still brings", async (t) => {
+  const sockets = [];
+  const { server, run, follow } = start(t, one("webSocket"), (s) => (s.onSocket = (socket) => sockets.push(socket)));
+  const a = follow("a");
+  await run();
+  for (const peer of server.peers) peer.stalled = true;
+  server.publish("a");
+  await run(120_000);
+  assert.equal(sockets.length, 2);
+  sockets[0].onmessage({ data: server.message("a", 0) });
+  assert.deepEqual(a, ["live", 0]);
+});
+
 test("what is no Pushlet", async (t) => {
   const { server, push, run, follow } = start(t, one("webSocket"));
   follow("a");

@@ -86,6 +86,7 @@ export class Server {
   attempts = []; // what was asked for: {kind, url}
   commands = []; // what came
   peers = new Set(); // connections that are up
+  onSocket; // is told of each WebSocket of the page
 
   log(topic) {
     if (!this.logs.has(topic)) this.logs.set(topic, { messages: 0, first: 0 });
@@ -250,6 +251,7 @@ export function network(server) {
       peer.onclose = () => this.onclose?.({});
       peer.onerror = () => this.onerror?.({});
       this.peer = peer;
+      server.onSocket?.(this);
     }
     get readyState() {
       return this.peer.readyState;
@@ -262,7 +264,8 @@ export function network(server) {
     close() {
       const { queue } = this.peer;
       this.peer.close();
-      for (const text of queue) this.onmessage?.({ data: text }); // as some do that are no browser
+      // As some do that are no browser: the page hears of what had come already.
+      queueMicrotask(() => queue.forEach((text) => this.onmessage?.({ data: text })));
     }
   }
 
