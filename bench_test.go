@@ -67,12 +67,12 @@ var unbounded = WithQueue(math.MaxInt, math.MaxInt)
 // BenchmarkFanOut is what a delivery costs without the socket.
 func BenchmarkFanOut(b *testing.B) {
 	data := strings.Repeat("x", 100)
-	for _, form := range []form{formSSE, formBinary} {
+	for i, name := range []string{formSSE: "sse", formSSEJSON: "json", formBinary: "binary"} {
 		for _, clients := range []int{1, 1000} {
-			b.Run(fmt.Sprintf("form=%d/clients=%d", form, clients), func(b *testing.B) {
+			b.Run(fmt.Sprintf("form=%s/clients=%d", name, clients), func(b *testing.B) {
 				p := startForBench(b, unbounded)
 				for range clients {
-					attachForBench(b, p, form, "topic")
+					attachForBench(b, p, form(i), "topic")
 				}
 				before := p.Stats().Delivered
 				b.ReportAllocs()

@@ -1,6 +1,7 @@
 // Package pushlet pushes messages from a Go server to browsers, over Server-Sent Events
 // and WebSocket, on net/http. Clients need no library: a plain EventSource or WebSocket
-// does. For programs in Go there is the package consumer.
+// does. There is one all the same: for pages that follow many topics [Pushlet.HandleClientJS]
+// serves js/pushlet.js; for programs in Go there is the package consumer.
 //
 //	p := pushlet.New()
 //	p.Start()

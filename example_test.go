@@ -502,3 +502,31 @@ func ExamplePushlet_HandlePush() {
 	// 200 {"events":[{"published":0,"duplicates":2,"clients":1}]}
 	// data: {"no":17}
 }
+
+// One connection for all that a page follows, and the module that makes it: a page needs no more
+// than these three handlers, and
+//
+//	import { Pushlet } from "/pushlet.js";
+//	new Pushlet().subscribe("news", m => console.log(m.data));
+func ExamplePushlet_HandleClientJS() {
+	p := pushlet.New()
+	if err := p.Start(); err != nil {
+		log.Fatal(err)
+	}
+	defer p.Stop()
+
+	mux := http.NewServeMux()
+	mux.HandleFunc("/pushlet.js", p.HandleClientJS)
+	mux.HandleFunc("/ws", p.HandleWebSocket)
+	mux.HandleFunc("/events", p.HandleSSE)
+	server := httptest.NewServer(mux)
+	defer server.Close()
+
+	response, err := http.Get(server.URL + "/pushlet.js")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer response.Body.Close()
+	fmt.Println(response.StatusCode, response.Header.Get("Content-Type"))
+	// Output: 200 text/javascript; charset=utf-8
+}
