@@ -103,7 +103,9 @@ func golden(t *testing.T, name string, got []byte) {
 }
 
 // What differs from run to run in a stream, and what the golden files have in its place.
-var volatile = []struct{ pattern, stable string }{
+type replacement struct{ pattern, stable string }
+
+var volatile = []replacement{
 	{`(?m)^Date: [^\r\n]+ GMT\r$`, "Date: DATE\r"},
 	{`(?m)^id: [0-9A-Za-z_-]+$`, "id: CURSOR"},
 	{`"client":"[0-9A-Z]{26}"`, `"client":"CLIENT"`},
@@ -121,6 +123,13 @@ func TestSSEWire(t *testing.T) {
 	check(t, s.p.Publish("users/123/notifications", "new-message", "你有一条新消息"))
 	check(t, s.p.Publish("news", "lines", "one\ntwo\n"))
 	check(t, s.p.PublishToAll("message", "for all"))
+	golden(t, "sse_response.txt", s.lastBytes(t, conn, volatile))
+}
+
+// lastBytes stops the Pushlet and returns all that a connection has got, without what differs
+// from run to run.
+func (s *site) lastBytes(t *testing.T, conn net.Conn, volatile []replacement) []byte {
+	t.Helper()
 	join := s.stop(t)
 	check(t, conn.SetReadDeadline(time.Now().Add(patience)))
 	got, err := io.ReadAll(conn)
@@ -130,7 +139,7 @@ func TestSSEWire(t *testing.T) {
 	for _, v := range volatile {
 		got = regexp.MustCompile(v.pattern).ReplaceAll(got, []byte(v.stable))
 	}
-	golden(t, "sse_response.txt", got)
+	return got
 }
 
 // A wireCase is a line of testdata/wire/sse_messages.jsonl: what is published, the bytes
