@@ -70,7 +70,7 @@ export interface Options {
   idle?: number;
   /**
    * Disconnect once the page has been hidden for so many milliseconds, and resume when it is shown;
-   * not with share. Default: never.
+   * not with share. Default: never. (All times are more than 0, and less than 24 days.)
    */
   pauseHidden?: number;
   /** Called whenever the status changes; wait is the time until the next attempt, in milliseconds. */

@@ -17,6 +17,10 @@ export class Pushlet {
     this.#options = options;
     const tell = (kind, value, more) => this.#tell(kind, value, more);
     const setUp = { webSocket: "/ws", eventSource: "/events", reconnect: [1000, 30000], idle: 30000, ...options };
+    for (const ms of [setUp.idle, ...setUp.reconnect, setUp.pauseHidden ?? 1]) {
+      // A longer timer would ring at once.
+      if (!(ms > 0 && ms < 2 ** 31)) throw new TypeError(`pushlet: ${ms} milliseconds`);
+    }
     this.#backend = sharable(setUp) ? new Shared(setUp, tell) : new Connection(setUp, tell);
     const listening = { signal: this.#stopListening.signal };
     globalThis.addEventListener?.("online", () => this.wake(), listening);
@@ -342,7 +346,7 @@ class Connection {
     const t = m.topic == user ? this.#know(user) : this.#topics.get(m.topic);
     const subscribed = m.event == "pushlet.subscribed";
     if (m.topic == all) {
-      if (link.early && !subscribed) return; // it comes with any topic, and again from where we asked
+      if (link.early && !subscribed) return; // it comes again, from where we asked for it
       link.early = false;
     }
     if (!t || (link.asked && m.topic != user && link.asked.get(m.topic) != t)) return; // wanted no more, or anew
@@ -410,12 +414,11 @@ class Connection {
   }
 }
 
-
 // ----- one connection for all tabs
 
 // In the SharedWorker runs this same module. What the worker is to connect to is its name, so
-// that tabs with other options have another worker. Who has gone is told by the lock that it held: a tab
-// one of its own, the worker its name.
+// that tabs with other options have another worker. Who has gone is told by the lock that it
+// held: a tab one of its own, the worker its name.
 
 // A worker lives as long as any tab does, so tabs of several versions may meet in one: the number
 // is to be raised whenever what they say to each other changes.

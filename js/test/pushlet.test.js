@@ -585,6 +585,9 @@ test("bad topics and options throw", (t) => {
   }
   assert.throws(() => push.subscribe("\ud800", () => {}), Error, "half a character");
   push.subscribe("ü".repeat(127), () => {})();
+  for (const times of [{ idle: 0 }, { idle: Infinity }, { reconnect: [-1, 5] }, { reconnect: [1, NaN] }, { pauseHidden: 2 ** 31 }, { pauseHidden: "soon" }]) {
+    assert.throws(() => new Pushlet(times), TypeError, JSON.stringify(times));
+  }
   assert.throws(() => new Pushlet({ webSocket: false, eventSource: false }), TypeError);
   assert.throws(() => new Pushlet({ share: "/pushlet.js", webSocket: () => "/ws" }), TypeError);
 });
