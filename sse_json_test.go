@@ -184,17 +184,20 @@ func TestSSEJSONFloodOfTopics(t *testing.T) {
 		pushlet.WithHijack(false), // so that nobody reads while the topics are followed
 		pushlet.WithAuthorize(func(*http.Request, string) error { asked++; return errors.New(strings.Repeat("no", 500)) })))
 	var query strings.Builder
-	const topics = 20_000
+	const topics = 9_000 // net/url takes 10,000 parameters
 	for i := range topics {
 		fmt.Fprintf(&query, "topic=%d&", i)
 	}
 	resp, err := s.get(t.Context(), "format=json&"+query.String())
 	check(t, err)
+	if resp.StatusCode != http.StatusOK {
+		t.Fatalf("status %s", resp.Status)
+	}
 	_, err = io.Copy(io.Discard, resp.Body) // it ends
 	resp.Body.Close()
 	s.clientsGoneTo(t, 0)
-	if asked >= topics/2 {
-		t.Errorf("asked for all %d topics although nobody read the answers (%v)", asked, err)
+	if asked == 0 || asked >= topics/2 {
+		t.Errorf("asked for %d topics although nobody read the answers (%v)", asked, err)
 	}
 }
 

@@ -131,6 +131,9 @@ func TestUserResumesWebSocket(t *testing.T) {
 	c.expect("a", "pushlet.subscribed", "")
 	c.expect("@user", "pushlet.subscribed", "")
 	c.expectEach(map[string][]string{"*": {"message 2"}, "a": {"message in a"}, "@user": {"message mine"}})
+	c.send(`{"action":"subscribe","topics":["@user"],"since":{"@user":%q}}`, mine)
+	c.expect("@user", "pushlet.subscribed", "")
+	c.expect("@user", "message", "mine")
 	if n := s.Stats().Users; n != 1 {
 		t.Errorf("%d users, want 1", n)
 	}
