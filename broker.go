@@ -76,7 +76,7 @@ type (
 		topics []string
 		resume *resume      // nil: from now on
 		hello  []byte       // SSE: pushlet.connected without "id:", up to the value of "resumed"
-		first  []*subscribe // JSON: what it follows from the start, instead of topics
+		first  []*subscribe // WebSocket: what it follows from the start, instead of topics
 	}
 	detach struct {
 		client *client

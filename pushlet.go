@@ -434,7 +434,7 @@ func (p *Pushlet) dismiss() {
 
 // SetHeartbeatInterval sets how often every client hears something, so that proxies
 // keep idle connections open and peers that vanished are noticed, within about two
-// intervals. SSE gets a comment line, WebSocket a ping. The default is 30 seconds. It
+// intervals. SSE gets a comment line, with format=json an event, WebSocket a ping. The default is 30 seconds. It
 // may be changed at any time; an interval that is not positive is refused with an error
 // and changes nothing.
 func (p *Pushlet) SetHeartbeatInterval(interval time.Duration) error {
